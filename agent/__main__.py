@@ -1,0 +1,123 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from agent import __version__, commands
+from agent.config import LONGEST_INTERVAL, TEMPLATES
+from agent.errors import HostprobeError, UsageError
+
+_DESCRIPTION = """\
+Host metrics agent: CPU, memory, load, IO, file systems, network and sockets of this
+host as one JSON line a cycle. Lines go to stdout, everything else to stderr.
+
+Without --config, the configuration is $HOSTPROBE_CONFIG, else /etc/hostprobe/hostprobe.toml,
+else the standard template with one stdout sink.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, and help texts kept as written."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        commands.print_line(message.rstrip().encode())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hostprobe",
+        description=_DESCRIPTION,
+        epilog="Example:\n  hostprobe once --pretty        look at this host now\n"
+        "  hostprobe run --interval 1s    a line a second until Ctrl-C",
+    )
+    parser.add_argument("--version", action="version", version=f"hostprobe {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+
+    def command(name: str, function: object, help: str, example: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=f"Example:\n  {example}"
+        )
+        sub.set_defaults(function=function)
+        return sub
+
+    run = command("run", commands.run, "run the agent", "hostprobe run --template minimal --interval 1s | head -3")
+    once = command("once", commands.once, "print one frame and end", "hostprobe once --wait 0 --pretty")
+    check = command("check", commands.check, "check a configuration", "hostprobe check --config hostprobe.toml")
+    for sub in (run, once, check):
+        sub.add_argument("--config", metavar="FILE", help="the configuration file")
+    for sub in (run, once):
+        sub.add_argument("--template", metavar="NAME", help=f"start from this template: {', '.join(TEMPLATES)}")
+    run.add_argument("--interval", metavar="D", help='between two frames: "250ms", "10s", "1m"')
+    run.add_argument("--cycles", metavar="N", type=_cycles, default=0, help="end after N frames; 0, the default: never")
+    once.add_argument("--format", choices=("json",), default="json", help="the output's format")
+    once.add_argument(
+        "--wait",
+        metavar="D",
+        type=_duration,
+        default=1.0,
+        help="between its two samples, 1s unless given; 0 takes one sample, without rates",
+    )
+    once.add_argument("--pretty", action="store_true", help="indented, for reading")
+    for sub in (run, once):
+        sub.add_argument("--root", metavar="DIR", help="read DIR/proc and DIR/sys, another host's")
+    sample = command(
+        "sample-config",
+        commands.sample_config,
+        "print a template, a commented configuration file",
+        "hostprobe sample-config standard > hostprobe.toml",
+    )
+    sample.add_argument("name", metavar="TEMPLATE", help=" or ".join(TEMPLATES))
+    metrics = command("metrics", commands.metrics, "list every column", "hostprobe metrics | grep tcp")
+    metrics.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="text unless given")
+    command("schema", commands.schema, "print the JSON Schema of one line", "hostprobe schema > hostprobe.schema.json")
+    return parser
+
+
+def _cycles(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of frames, or 0")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    try:
+        wait = commands.duration(text)
+        if wait > LONGEST_INTERVAL:
+            raise ValueError(f"a duration up to {LONGEST_INTERVAL}")
+        return wait
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {error}, or 0") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0 done, 1 failed while running, 2 wrong usage or configuration."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        return int(parsed.function(parsed))
+    except UsageError as error:
+        _complain(error)
+        return 2
+    except HostprobeError as error:
+        _complain(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _complain(error: HostprobeError) -> None:
+    if sys.stderr is not None:  # where descriptor 2 is closed, print() would take stdout
+        print(f"hostprobe: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Puts the parts together: from a checked configuration to a cycle that can run."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agent import discovery
+from agent.config import Config
+from agent.cycle import Cycle, ScheduledProbe
+from agent.errors import HostprobeError, UsageError
+from agent.exporter import Exporter, SinkConfig
+from agent.frame import TableSpec
+from agent.logs import Log
+from agent.serializers.json_lines import Identity, JsonSerializer
+from agent.telemetry import AgentProbe, CycleMeter, ProbeMeter
+from probes.procfs import Host
+
+
+class Agent:
+    """Everything of one run, built and connected; nothing has started yet.
+
+    Args:
+        config: a checked configuration.
+        sinks: whether to build the sinks; `once` prints its frame itself.
+
+    Raises:
+        UsageError: the root can't be read as configured.
+    """
+
+    def __init__(self, config: Config, log: Log, sinks: bool = True) -> None:
+        self.config = config
+        self.host = _host(config)
+        self.meter = CycleMeter()
+        self.exporter = _exporter(config if sinks else None, log)
+        probes = self._probes()
+        specs = _tables((scheduled.meter.name, scheduled.probe) for scheduled in probes)
+        identity = Identity(
+            host=config.agent.hostname or socket.gethostname().encode(errors="replace").decode(),
+            instance=uuid.uuid4().hex,
+            tags=config.agent.tags,
+        )
+        self.serializer = JsonSerializer(specs, identity, config.agent.rates)
+        serializers = dict.fromkeys(self.exporter.formats, self.serializer)
+        self.cycle = Cycle(probes, self.meter, serializers, self.exporter, log)
+
+    def _probes(self) -> Sequence[ScheduledProbe]:
+        scheduled: list[ScheduledProbe] = []
+        meters = [ProbeMeter(name) for name in self.config.probes]
+        for meter in meters:
+            probe_class = discovery.load("probes", meter.name)
+            assert probe_class is not None, f"{meter.name}: the configuration was checked"
+            if probe_class is AgentProbe:
+                probe: Any = AgentProbe(self.meter, meters, self.exporter.workers)
+            else:
+                if self.host.uses_psutil:
+                    probe_class = discovery.psutil_variant(probe_class)
+                probe = _built(f"probes.{meter.name}", probe_class, self.config.probes[meter.name], self.host)
+            scheduled.append(ScheduledProbe(probe, meter, self.config.every(meter.name)))
+        return scheduled
+
+    def close(self) -> None:
+        """Gives back what is held; the exporter is closed by whoever started it."""
+        self.cycle.close()
+        self.host.close()
+
+
+def _host(config: Config) -> Host:
+    try:
+        return Host(config.agent.root, config.agent.source)
+    except OSError as error:
+        root = config.agent.root
+        raise UsageError(f"root {root!r}: {error.strerror}", "a directory that holds proc and sys") from None
+
+
+def _exporter(config: Config | None, log: Log) -> Exporter:
+    sinks = []
+    for name, settings in config.sinks.items() if config else ():
+        sink_class = discovery.load("sinks", settings.type)
+        assert sink_class is not None, f"{name}: the configuration was checked"
+        sinks.append(SinkConfig(name, _built(f"sinks.{name}", sink_class, settings), settings))
+    try:
+        return Exporter(sinks, log)
+    except OSError as error:
+        sizes = ", ".join(f"sinks.{sink.name}.buffer.size = {sink.settings.buffer.size}" for sink in sinks)
+        raise UsageError(f"{sizes}: {error.strerror}", "buffers that this host has memory for") from None
+
+
+def _built(name: str, kind: Any, *arguments: Any) -> Any:
+    """A probe or a sink that may be someone else's: what its constructor raises becomes one line."""
+    try:
+        return kind(*arguments)
+    except HostprobeError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{name}: it does not start: {type(error).__name__}: {error}") from None
+
+
+def _tables(probes: Iterable[tuple[str, Any]]) -> list[TableSpec]:
+    """The tables of some probes, in their order.
+
+    Raises:
+        UsageError: two probes, one of which is not ours, fill tables of the same name.
+    """
+    owners: dict[str, str] = {}
+    specs = []
+    for name, probe in probes:
+        for spec in probe.tables:
+            owner = owners.setdefault(spec.name, name)
+            if owner != name:
+                raise UsageError(f"probes.{name}: its table {spec.name}", f"another name, probes.{owner} has this one")
+            specs.append(spec)
+    return specs
+
+
+def catalogue() -> Iterable[TableSpec]:
+    """Every table that there is, in the order of the probes, added ones included."""
+    return _tables((name, discovery.load("probes", name)) for name in discovery.names("probes"))

@@ -1,0 +1,32 @@
+"""The errors that end in one clear line instead of a traceback."""
+
+from __future__ import annotations
+
+
+class HostprobeError(Exception):
+    """Anything that hostprobe itself reports; its text is the whole line."""
+
+
+class UsageError(HostprobeError):
+    """Wrong usage or configuration: exit status 2.
+
+    Args:
+        what: what is wrong and where: a file, a flag, a key and its value.
+        expected: what would have been right, or "" where `what` says it.
+    """
+
+    def __init__(self, what: str, expected: str = "") -> None:
+        line = f"{what}: expected {expected}" if expected else what
+        super().__init__(" ".join(line.split()))
+
+
+class ProbeError(HostprobeError):
+    """A probe could not read or understand its part of the host this cycle."""
+
+
+class SinkError(HostprobeError):
+    """A sink could not deliver; the exporter keeps the payload and tries again."""
+
+
+class SinkClosedError(HostprobeError):
+    """The reader at a sink's other end has left for good; it is no failure of ours."""

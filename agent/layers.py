@@ -1,0 +1,113 @@
+"""Layers of settings: a template, a file, the environment, the command line; and how to name a place in them.
+
+A layer is a tree of plain values. Later ones are merged over earlier ones, table by table; an error names
+the last layer that sets its key.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.errors import UsageError
+
+_VARIABLE_PREFIX = "HOSTPROBE__"
+
+Tree = dict[str, Any]
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One source of settings, and how to name it in a message."""
+
+    where: str
+    tree: Tree
+
+
+def read_toml(path: Path) -> Tree:
+    """A TOML file as a tree.
+
+    Raises:
+        UsageError: it can't be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", "a configuration file that can be read") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start} is not UTF-8", "a TOML file") from None
+    except ValueError as error:  # besides tomllib's own error: a number of more digits than Python reads
+        raise UsageError(f"{path}: {error}", "valid TOML") from None
+
+
+def merge(into: Tree, tree: Tree) -> None:
+    """Merges a tree into another, table by table; where both have a value, the new one stands."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
+            merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def environment_layers(environment: Mapping[str, str]) -> Iterable[Layer]:
+    """`HOSTPROBE__AGENT__INTERVAL=1s` as a layer; a value is TOML where it is valid TOML, else text."""
+    for name in sorted(environment):
+        if not name.startswith(_VARIABLE_PREFIX):
+            continue
+        *path, key = name.removeprefix(_VARIABLE_PREFIX).lower().split("__")
+        value: Any = environment[name]
+        if path[:2] != ["agent", "tags"]:
+            with suppress(ValueError):
+                parsed = tomllib.loads(f"value = {value}")
+                value = parsed["value"] if len(parsed) == 1 else value
+        tree: Tree = {key: value}
+        for part in reversed(path):
+            tree = {part: tree}
+        yield Layer(f"${name}", tree)
+
+
+def error_at(layers: Sequence[Layer], path: tuple[str, ...], value: Any, expected: str) -> UsageError:
+    """A mistake: where it stands, its key, its value (None: not shown) and what was expected."""
+    keys = (key if re.fullmatch(r"[\w-]+", key) else shown(key) for key in path)
+    equals = "" if value is None else f" = {shown(value)}"
+    return UsageError(f"{where(layers, path)}{'.'.join(keys)}{equals}", expected)
+
+
+def where(layers: Sequence[Layer], path: tuple[str, ...]) -> str:
+    """The last layer that sets the key, or the table that it would stand in."""
+    for length in range(len(path), 0, -1):
+        for layer in reversed(layers):
+            tree: Any = layer.tree
+            for key in path[:length]:
+                tree = tree.get(key) if isinstance(tree, dict) else None
+            if tree is not None:
+                return f"{layer.where}: "
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it, shortened where it is long."""
+    if isinstance(value, float):
+        return str(value)  # nan and inf too
+    try:
+        text = msgspec.json.encode(value, enc_hook=str).decode()
+    except ValueError:  # bytes from the environment that are not UTF-8; a number of thousands of digits
+        text = ascii(value) if isinstance(value, str) else "(too long to show)"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def one_of(known: Iterable[str], name: Any) -> str:
+    """What was expected, and first the known name that is nearest to what was given."""
+    from difflib import get_close_matches
+
+    known = list(known)
+    near = get_close_matches(str(name), known, n=1)
+    choices = " ".join(known)
+    return f"{near[0]!r}, or another of {choices}" if near else f"one of {choices}"

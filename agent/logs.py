@@ -1,0 +1,64 @@
+"""Logging by structlog, to stderr: console on a terminal, JSON lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Any
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+class Log:
+    """The agent's logger: one line an event, with its fields.
+
+    structlog takes some 7 MB of resident memory (it imports asyncio and ssl), so it is
+    imported when there is something to say; a healthy agent says nothing.
+
+    Args:
+        level: the least of `LEVELS` that is written.
+        format: "console", "json", or "auto" by what stderr is.
+    """
+
+    def __init__(self, level: str = "info", format: str = "auto") -> None:
+        self._level = LEVELS.index(level)
+        self._format = format
+        self._structlog: Any = None
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self._write(0, event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._write(1, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._write(2, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self._write(3, event, fields)
+
+    def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        if level >= self._level and sys.stderr is not None:
+            with suppress(OSError, ValueError):  # a stderr that is full, closed or gone must not end a thread
+                if self._structlog is None:
+                    self._structlog = _structlog(self._format)
+                getattr(self._structlog, LEVELS[level])(event, **fields)
+
+
+def _structlog(format: str) -> Any:
+    import structlog
+
+    terminal = sys.stderr.isatty()
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=terminal)
+        if format == "console" or (format == "auto" and terminal)
+        else structlog.processors.JSONRenderer()
+    )
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+    )

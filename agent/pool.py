@@ -1,0 +1,127 @@
+"""Arrays and buffers kept for reuse.
+
+A pool hands out an item that is as good as new and takes it back cleared. What
+grew beyond the pool's limit while it was out is let go, so that one busy moment
+does not stay in resident memory for ever.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+BUFFER_START_BYTES = 16 * 1024
+BUFFER_KEEP_BYTES = 1024 * 1024
+
+
+class Pool(Generic[T]):
+    """Items of one sort for reuse, safe for any number of threads.
+
+    Args:
+        make: makes an item of the starting capacity.
+        clear: puts an item that comes back into the state of a new one.
+        size: the capacity of an item, in the unit of `keep`.
+        keep: items above this capacity are not kept.
+    """
+
+    __slots__ = ("_clear", "_idle", "_keep", "_lock", "_make", "_out", "_size", "let_go", "made", "regrown")
+
+    def __init__(
+        self,
+        make: Callable[[], T],
+        clear: Callable[[T], None],
+        size: Callable[[T], int],
+        keep: int,
+    ) -> None:
+        self._make = make
+        self._clear = clear
+        self._size = size
+        self._keep = keep
+        self._idle: list[T] = []
+        self._out: dict[int, int] = {}  # identity of an item that is out -> its size when it left
+        self._lock = threading.Lock()
+        self.made = 0
+        self.regrown = 0
+        self.let_go = 0
+
+    def acquire(self) -> T:
+        """An item for the caller alone; a new one where none is idle."""
+        with self._lock:
+            if self._idle:
+                item = self._idle.pop()
+            else:
+                item = self._make()
+                self.made += 1
+            self._out[id(item)] = self._size(item)
+        return item
+
+    def release(self, item: T) -> None:
+        """Takes an item back, cleared; the caller must drop every reference to it.
+
+        Raises:
+            ValueError: the item is not out: given back twice, or from elsewhere.
+        """
+        size = self._size(item)
+        with self._lock:
+            size_then = self._out.pop(id(item), None)
+            if size_then is None:
+                raise ValueError("given back to a pool that has not handed it out")
+            if size != size_then:
+                self.regrown += 1
+            if size > self._keep:
+                self.let_go += 1
+                return
+            self._clear(item)
+            self._idle.append(item)
+
+    @property
+    def idle_count(self) -> int:
+        return len(self._idle)
+
+    @property
+    def out_count(self) -> int:
+        return len(self._out)
+
+
+class Buffer:
+    """A bytearray whose allocation stays when its content gets shorter.
+
+    `data` is as long as the capacity while nothing is written. msgspec's
+    `encode_into` shortens it to what it wrote without touching the allocation;
+    `clear` makes it long again. (A bytearray that Python itself shortens below half
+    of its allocation is reallocated, so `data.clear()` would throw the memory away.)
+    """
+
+    __slots__ = ("_zeros", "data")
+
+    def __init__(self, capacity: int = BUFFER_START_BYTES) -> None:
+        self.data = bytearray(capacity)
+        self._zeros = bytes(capacity)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that fit without a reallocation."""
+        return max(self.data.__alloc__() - 1, 0)
+
+    def reserve(self, capacity: int) -> None:
+        """Makes room for `capacity` bytes; what was written is lost."""
+        if capacity > self.capacity:
+            self.data = bytearray(capacity)
+            self._zeros = bytes(capacity)
+
+    def clear(self) -> None:
+        capacity = self.capacity
+        if len(self._zeros) != capacity:
+            self._zeros = bytes(capacity)
+        with memoryview(self._zeros) as zeros:
+            written = len(self.data)
+            self.data[:] = zeros[:written]
+            self.data += zeros[written:]
+
+
+def buffer_pool() -> Pool[Buffer]:
+    """The pool of the serializers' buffers."""
+    return Pool(Buffer, Buffer.clear, lambda buffer: buffer.capacity, keep=BUFFER_KEEP_BYTES)

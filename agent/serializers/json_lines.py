@@ -1,0 +1,150 @@
+"""A frame as one JSON document: the line that sinks write.
+
+Each table's rows become Structs whose fields are the table's labels and columns in
+declared order, so that msgspec writes them without building dictionaries. Whole columns
+leave NumPy by `tolist`; NaN and unknown counters become null.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from agent.frame import Column, Frame, Kind, Table, TableSpec
+from agent.picker import picker
+from agent.pool import Buffer
+
+SCHEMA = "hostprobe/1"
+HEADER = ("schema", "host", "instance", "sequence", "time", "time_unix_ns", "interval_seconds", "tags")
+
+# What a value can take in text: 2^64-1 has 20 digits, a float64 at most 24 characters, a
+# label mostly less than a path of this length. Longer ones only make the buffer grow once.
+_VALUE_BYTES = 24
+_LABEL_BYTES = 64
+_EXACT = 2.0**53  # a whole float64 beyond is no exact number of anything: it keeps its exponent; NaN becomes null
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who speaks: the same in every frame of one run."""
+
+    host: str
+    instance: str
+    tags: Mapping[str, str]
+
+
+class JsonSerializer:
+    """Writes frames as JSON into a reused buffer, without a line feed at the end.
+
+    Args:
+        specs: the tables that may come.
+        identity: the host, the run and the tags of the header.
+        rates: whether derived columns are written.
+    """
+
+    def __init__(self, specs: Iterable[TableSpec], identity: Identity, rates: bool = True) -> None:
+        self._rows = {spec.name: _Rows(spec, rates) for spec in specs}
+        self._identity = identity
+        self._encoder = msgspec.json.Encoder()
+        header = {"schema": SCHEMA, "host": identity.host, "instance": identity.instance, "tags": identity.tags}
+        self._header_bytes = len(self._encoder.encode(header)) + 256
+
+    def write(self, frame: Frame, buffer: Buffer) -> None:
+        """Makes `buffer.data` the frame's JSON; it is sized beforehand and does not regrow meanwhile."""
+        identity = self._identity
+        seconds, nanoseconds = divmod(frame.time_unix_ns, 1_000_000_000)
+        interval = frame.interval_seconds
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "host": identity.host,
+            "instance": identity.instance,
+            "sequence": frame.sequence,
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanoseconds:09}Z",
+            "time_unix_ns": frame.time_unix_ns,
+            "interval_seconds": interval,
+            "tags": identity.tags,
+        }
+        need = self._header_bytes
+        for name, table in frame.tables.items():
+            rows = self._rows[name]
+            need += rows.static_bytes + table.count * rows.row_bytes
+            document[rows.key] = rows.of(table) if table.spec.labels else rows.of(table)[0]
+            if table.dropped:
+                document[f"{rows.key}_rows_dropped"] = table.dropped
+        if need > buffer.capacity:
+            buffer.reserve(1 << need.bit_length())
+        try:
+            self._encoder.encode_into(document, buffer.data)
+        except UnicodeEncodeError:  # a label with bytes that are no UTF-8, as Python's own file names have them
+            self._encoder.encode_into(_in_unicode(msgspec.to_builtins(document)), buffer.data)
+
+
+def key_of(spec: TableSpec) -> str:
+    """A table's key in a line: its name, but `host` is the header's already and becomes `host_table`."""
+    return f"{spec.name}_table" if spec.name in HEADER else spec.name
+
+
+def _in_unicode(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {key: _in_unicode(item) for key, item in value.items()}
+    return [_in_unicode(item) for item in value] if isinstance(value, list) else value
+
+
+class _Rows:
+    """Turns one table's rows into Structs.
+
+    A row's values are gathered in one list (labels, counters, those counters again that
+    are shown in another unit, gauges) from which the declared order is picked.
+    """
+
+    def __init__(self, spec: TableSpec, rates: bool) -> None:
+        self.key = key_of(spec)
+        columns = [column for column in spec.columns if rates or not column.derived]
+        self._scaled = [index for index, column in enumerate(spec.counters) if column.per != 1]
+        self._per = np.array([spec.counters[index].per for index in self._scaled], dtype=np.float64)
+        self._integral = [index for index, column in enumerate(spec.gauges) if column.integral]
+        counters_at = len(spec.labels)
+        scaled_at = counters_at + len(spec.counters)
+        gauges_at = scaled_at + len(self._scaled)
+
+        def position(column: Column) -> int:
+            if column.kind is Kind.GAUGE:
+                return gauges_at + spec.gauge_index[column.name]
+            index = spec.counter_index[column.name]
+            return counters_at + index if column.per == 1 else scaled_at + self._scaled.index(index)
+
+        names = [*spec.labels, *(column.name for column in columns)]
+        self._pick = picker([*range(counters_at), *(position(column) for column in columns)])
+        self._row: Any = msgspec.defstruct(f"{spec.name}_row", [(name, Any) for name in names], gc=False)
+        name_bytes = sum(len(name) + 4 for name in names)
+        self.row_bytes = name_bytes + len(columns) * _VALUE_BYTES + len(spec.labels) * _LABEL_BYTES + 2
+        self.static_bytes = 2 * len(spec.name) + 48
+
+    def of(self, table: Table) -> list[Any]:
+        """The table's rows, in their order."""
+        count = table.count
+        counters: list[list[Any]] = table.counters[:count].tolist()
+        gauges: list[list[Any]] = table.gauges[:count].tolist()
+        if self._scaled:
+            scaled: list[list[Any]] = (table.counters[:count].take(self._scaled, axis=1) / self._per).tolist()
+        else:
+            scaled = [[]] * count
+        if not table.complete:
+            for row, index in np.argwhere(table.unknown[:count]).tolist():
+                counters[row][index] = None
+                if index in self._scaled:
+                    scaled[row][self._scaled.index(index)] = None
+        integral = self._integral
+        rows = []
+        for labels, counted, in_unit, measured in zip(table.labels, counters, scaled, gauges, strict=True):
+            for index in integral:
+                value = measured[index]
+                if -_EXACT <= value <= _EXACT:
+                    measured[index] = int(value)
+            rows.append(self._row(*self._pick([*labels, *counted, *in_unit, *measured])))
+        return rows

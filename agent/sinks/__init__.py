@@ -1,0 +1,1 @@
+"""Where payloads go: one file per transport."""

@@ -1,0 +1,82 @@
+"""What a sink is: settings, and a place that takes payloads one by one."""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import ClassVar, Literal, Protocol
+
+import msgspec
+
+from agent.ring import MIN_BYTES, WhenFull
+from agent.units import Size
+
+
+class BufferSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ring in front of a sink."""
+
+    size: Size = Size(4 << 20)
+    when_full: WhenFull = WhenFull.DROP_OLDEST
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        if self.size < MIN_BYTES:
+            raise ValueError(f"size: a size of {MIN_BYTES} bytes or more")
+        if self.path:
+            raise ValueError('path: "": a buffer in a file is not available in this version')
+
+
+class SinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A sink's section of the configuration; a sink with settings of its own adds to it."""
+
+    type: str = "stdout"
+    enabled: bool = True
+    format: Literal["json"] = "json"
+    buffer: BufferSettings = BufferSettings()
+
+
+class Sink(Protocol):
+    """Delivers payloads, called by one thread of the exporter only.
+
+    The constructor takes the sink's settings and does no IO. `open` raises a
+    `UsageError` where the sink can't start. `deliver` returns when the payload is
+    delivered whole; it raises a `SinkError` where it isn't, and is called again with
+    the same payload; a `SinkClosedError` says that nobody will ever read again.
+    """
+
+    Settings: ClassVar[type[SinkSettings]]
+
+    def open(self) -> None: ...
+
+    def deliver(self, payload: memoryview) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class LineWriter:
+    """Writes payloads as lines, whole, also to a descriptor that takes them in parts.
+
+    Attributes:
+        sent: bytes of the present line that are written. After an error the same line goes
+            on behind them, unless whoever took them back sets 0.
+    """
+
+    __slots__ = ("sent",)
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def write(self, descriptor: int, payload: memoryview) -> None:
+        """Writes what is missing of a payload and its line feed.
+
+        Raises:
+            OSError: as write(2); part of the line may have been written.
+        """
+        size = len(payload) + 1
+        while self.sent < size:
+            with payload[self.sent :] as rest:
+                try:
+                    self.sent += os.writev(descriptor, (rest, b"\n"))
+                except BlockingIOError:  # whoever shares the pipe or terminal made it non-blocking
+                    select.select((), (descriptor,), ())
+        self.sent = 0

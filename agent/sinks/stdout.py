@@ -1,0 +1,34 @@
+"""Lines to standard output."""
+
+from __future__ import annotations
+
+import sys
+
+from agent.errors import SinkClosedError, SinkError, UsageError
+from agent.sinks.sink import LineWriter, SinkSettings
+
+STDOUT = 1
+
+
+class StdoutSink:
+    """One line a payload to descriptor 1, past Python's own buffers."""
+
+    Settings = SinkSettings
+
+    def __init__(self, settings: SinkSettings) -> None:
+        # A full disk may take half of a line, and nobody can take it back: the next try goes on behind it.
+        self._line = LineWriter()
+
+    def open(self) -> None:
+        if sys.stdout is None:  # descriptor 1 was closed at the start, and is some other file by now
+            raise UsageError("stdout: it is closed", "an open descriptor 1")
+
+    def deliver(self, payload: memoryview) -> None:
+        try:
+            self._line.write(STDOUT, payload)
+        except BrokenPipeError:
+            raise SinkClosedError("stdout: its reader has gone") from None
+        except OSError as error:
+            raise SinkError(f"stdout: {error.strerror}") from None
+
+    def close(self) -> None: ...

@@ -1,0 +1,157 @@
+"""The agent's own figures, in tables like any other."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.exporter import SinkWorker
+from agent.frame import NAN, Frame, Labels, TableSpec, counter, gauge
+from probes.probe import ProbeSettings
+from probes.procfs import PAGE_BYTES, ProcFile, integer
+
+AGENT = TableSpec(
+    "agent",
+    "What the agent itself did and costs.",
+    gauge("cycle_seconds", "seconds", "What the cycle before this one took: collect, serialize, push."),
+    counter("missed_cycles_total", "cycles", "Cycles skipped because the one before took longer than the interval."),
+    counter("probe_failures_total", "failures", "Collections that failed, of all probes."),
+    counter("frames_total", "frames", "Frames completed before this one."),
+    counter("payload_bytes_total", "bytes", "Bytes of those frames, in all formats."),
+    counter("cpu_seconds_total", "seconds", "CPU time of the agent's process.", per=1_000_000_000),
+    gauge("resident_bytes", "bytes", "Resident memory of the agent's process."),
+    counter("collector_runs_total", "runs", "Runs of Python's cyclic garbage collector."),
+    gauge("allocated_blocks", "blocks", "Memory blocks that Python has allocated now."),
+    counter("voluntary_context_switches_total", "switches", "Times the process gave up the CPU to wait."),
+    counter("involuntary_context_switches_total", "switches", "Times the process was made to give up the CPU."),
+)
+AGENT_PROBE = TableSpec(
+    "agent_probe",
+    "How each probe does; those that are not due keep their last figures.",
+    gauge("seconds", "seconds", "What its last collection took; for the agent's own probe, the one before."),
+    counter("failures_total", "failures", "Its collections that failed."),
+    gauge("up", "boolean", "1 if its last collection succeeded, 0 if it failed."),
+    labels=("probe",),
+)
+AGENT_SINK = TableSpec(
+    "agent_sink",
+    "How each sink does.",
+    counter("sent_frames_total", "frames", "Frames delivered."),
+    counter("sent_bytes_total", "bytes", "Payload bytes delivered."),
+    counter("dropped_frames_total", "frames", "Frames given up: the ring was full, or the agent shut down."),
+    counter("failures_total", "failures", "Deliveries that failed."),
+    counter("retries_total", "retries", "Deliveries tried again."),
+    gauge("backlog_frames", "frames", "Frames not delivered yet."),
+    gauge("backlog_bytes", "bytes", "Payload bytes not delivered yet."),
+    gauge("ring_used_ratio", "ratio", "The part of the ring that is occupied."),
+    gauge("oldest_seconds", "seconds", "Age of the oldest frame not delivered; null when there is none."),
+    gauge("circuit_open", "boolean", "1 while the sink has failed 5 times or more in a row and is only probed."),
+    gauge("latency_p50_seconds", "seconds", "From a frame's stamp to its delivery: median of the latest frames."),
+    gauge("latency_p99_seconds", "seconds", "The same: 99 of 100 took no longer."),
+    labels=("sink",),
+)
+
+
+@dataclass(slots=True)
+class ProbeMeter:
+    """What the cycle has seen of one probe; `failing` is the message of the present episode."""
+
+    name: str
+    seconds: float = NAN
+    failures: int = 0
+    up: float = NAN
+    failing: str = ""
+
+
+@dataclass(slots=True)
+class CycleMeter:
+    """What the cycle has done since the start."""
+
+    cycle_seconds: float = NAN
+    missed_cycles: int = 0
+    frames: int = 0
+    payload_bytes: int = 0
+
+
+class AgentProbe:
+    """The tables agent, agent_probe and agent_sink; collected last, so that it sees the others' cycle."""
+
+    Settings = ProbeSettings
+    tables = (AGENT, AGENT_PROBE, AGENT_SINK)
+
+    def __init__(self, cycle: CycleMeter, probes: Sequence[ProbeMeter], sinks: Sequence[SinkWorker]) -> None:
+        self._cycle = cycle
+        self._probes = probes
+        self._sinks = sinks
+        self._probe_labels: list[Labels] = [(meter.name,) for meter in probes]
+        self._sink_labels: list[Labels] = [(worker.name,) for worker in sinks]
+        self._statm = ProcFile("/proc/self/statm")
+
+    def collect(self, frame: Frame) -> None:
+        self._collect_agent(frame)
+        table = frame.open(AGENT_PROBE)
+        table.claim(self._probe_labels)
+        for row, meter in enumerate(self._probes):
+            table.counters[row, 0] = meter.failures
+            table.put_gauges(row, (meter.seconds, meter.up))
+        table = frame.open(AGENT_SINK)
+        table.claim(self._sink_labels)
+        for row, worker in enumerate(self._sinks):
+            oldest = worker.oldest_stamp_ns
+            sent, dropped, backlog = worker.frames
+            table.put_counters(row, (sent, worker.sent_bytes, dropped, worker.failures, worker.retries))
+            table.put_gauges(
+                row,
+                (
+                    backlog,
+                    worker.backlog_bytes,
+                    worker.ring.used_ratio,
+                    NAN if oldest is None else (frame.monotonic_ns - oldest) / 1e9,
+                    worker.circuit_open,
+                    *worker.latency.quantiles_seconds(0.5, 0.99),
+                ),
+            )
+
+    def _collect_agent(self, frame: Frame) -> None:
+        meter = self._cycle
+        voluntary, involuntary = _context_switches()
+        table = frame.open(AGENT)
+        table.put_counters(
+            0,
+            (
+                meter.missed_cycles,
+                sum(probe.failures for probe in self._probes),
+                meter.frames,
+                meter.payload_bytes,
+                time.process_time_ns(),
+                sum(generation["collections"] for generation in gc.get_stats()),
+                voluntary,
+                involuntary,
+            ),
+        )
+        table.put_gauges(0, (meter.cycle_seconds, self._resident_bytes(), sys.getallocatedblocks()))
+
+    def _resident_bytes(self) -> float:
+        words = self._statm.read().split(None, 2)  # proc_pid_statm(5): size resident …, in pages
+        pages = integer(words[1]) if len(words) > 1 else None
+        if pages is not None:
+            return pages * PAGE_BYTES
+        import psutil
+
+        return float(psutil.Process(os.getpid()).memory_info().rss)
+
+    def close(self) -> None:
+        self._statm.close()
+
+
+def _context_switches() -> tuple[int | None, int | None]:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None, None
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_nvcsw, usage.ru_nivcsw

@@ -1,0 +1,71 @@
+"""Load averages and the scheduler's queue: /proc/loadavg, and /proc/stat for blocked tasks."""
+
+from __future__ import annotations
+
+from agent.errors import ProbeError
+from agent.frame import NAN, Frame, TableSpec, gauge
+from probes.probe import ProbeSettings
+from probes.procfs import ONE_RECORD, Host, KeyedText, integer, scheduler_part
+
+LOAD = TableSpec(
+    "load",
+    "How many tasks want to run.",
+    gauge("load1", "load", "Tasks running, runnable or in uninterruptible sleep, averaged over 1 minute."),
+    gauge("load5", "load", "The same averaged over 5 minutes."),
+    gauge("load15", "load", "The same averaged over 15 minutes."),
+    gauge("runnable", "tasks", "Tasks running or waiting for a CPU now."),
+    gauge("blocked", "tasks", "Tasks in uninterruptible sleep for IO now."),
+    gauge("threads", "tasks", "Tasks (threads of all processes) that exist now."),
+)
+
+
+class LoadProbe:
+    """The `load` table from procfs."""
+
+    Settings = ProbeSettings
+    tables = (LOAD,)
+
+    def __init__(self, settings: ProbeSettings, host: Host) -> None:
+        self._loadavg = host.proc("loadavg", ONE_RECORD)
+        self._stat = host.proc("stat", ONE_RECORD)
+        self._blocked = KeyedText(b"procs_blocked")
+
+    def collect(self, frame: Frame) -> None:
+        load1, load5, load15, runnable, threads = parse_loadavg(self._loadavg.read())
+        (blocked,) = self._blocked.pick(scheduler_part(self._stat.read(frame.sequence)))
+        frame.open(LOAD).put_gauges(0, (load1, load5, load15, runnable, NAN if blocked is None else blocked, threads))
+
+    def close(self) -> None: ...
+
+
+class PsutilLoadProbe:
+    """The `load` table where there is no procfs: the averages."""
+
+    Settings = ProbeSettings
+    tables = (LOAD,)
+
+    def __init__(self, settings: ProbeSettings, host: Host) -> None:
+        import psutil
+
+        self._getloadavg = psutil.getloadavg
+
+    def collect(self, frame: Frame) -> None:
+        frame.open(LOAD).put_gauges(0, self._getloadavg())
+
+    def close(self) -> None: ...
+
+
+def parse_loadavg(text: bytes) -> tuple[float, float, float, float, float]:
+    """load1, load5, load15, runnable and all tasks, of `0.20 0.18 0.12 1/80 11206`.
+
+    Raises:
+        ProbeError: it doesn't look like this.
+    """
+    words = text.split()
+    try:
+        load1, load5, load15 = float(words[0]), float(words[1]), float(words[2])
+        running, _, total = words[3].partition(b"/")
+    except (ValueError, IndexError):
+        raise ProbeError(f"loadavg: {text[:60]!r} is not `0.20 0.18 0.12 1/80 11206`") from None
+    runnable, threads = integer(running), integer(total)
+    return load1, load5, load15, NAN if runnable is None else runnable, NAN if threads is None else threads

@@ -1,0 +1,1 @@
+"""The configuration templates, as they are loaded and as `hostprobe sample-config` prints them."""

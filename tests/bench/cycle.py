@@ -1,0 +1,185 @@
+"""What a cycle costs: against the same sources read raw, and against psutil with json.dumps.
+
+    python tests/bench/cycle.py [--cycles N] [--template NAME]
+
+Both sides of a ratio run in turns in one process; figures are medians of the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from agent import config  # noqa: E402
+from agent.assembly import Agent  # noqa: E402
+from agent.logs import Log  # noqa: E402
+from probes import netlink  # noqa: E402
+
+Work = Callable[[], object]
+
+
+class RawReader:
+    """Reads what the probes read, into one buffer, and looks at nothing."""
+
+    def __init__(self, agent: Agent, mounts: Sequence[str]) -> None:
+        self._buffer = bytearray(1 << 20)
+        self._views = [self._buffer]
+        self._fds = []
+        for path, file in agent.host._files.items():
+            if file._fd < 0:
+                continue
+            try:
+                self._fds.append(os.open(path, os.O_RDONLY))
+                os.preadv(self._fds[-1], self._views, 0)
+            except OSError:
+                self._fds.pop()
+        self._fds.append(os.open("/proc/self/statm", os.O_RDONLY))
+        self._mounts = mounts
+        self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)
+        self._requests = [
+            struct.pack("=IHHII", 16 + len(payload), kind, 0x301, 1, 0) + payload
+            for kind, payload in (
+                (18, netlink._inet_request_v1(netlink.ALL_STATES)),
+                (20, netlink._inet_request_v2(socket.AF_INET, socket.IPPROTO_UDP, 1 << netlink.UDP_UNCONNECTED)),
+                (20, netlink._inet_request_v2(socket.AF_INET6, socket.IPPROTO_UDP, 1 << netlink.UDP_UNCONNECTED)),
+                (20, netlink._UNIX_REQUEST),
+            )
+        ]
+
+    def read(self) -> None:
+        for fd in self._fds:
+            os.preadv(fd, self._views, 0)
+        for mount in self._mounts:
+            os.statvfs(mount)
+        for request in self._requests:
+            self._netlink.send(request)
+            done = False
+            while not done:
+                size = self._netlink.recv_into(self._buffer)
+                # NLMSG_DONE (3) is the last message: alone, or behind others in the datagram (20 bytes).
+                done = self._buffer[4] == 3 or (self._buffer[size - 16] == 3 and self._buffer[size - 20] == 20)
+
+
+def by_psutil(process: psutil.Process) -> bytes:
+    """The same families as psutil's users collect them."""
+    data = {
+        "cpu": psutil.cpu_times()._asdict(),
+        "cpu_core": [times._asdict() for times in psutil.cpu_times(percpu=True)],
+        "cpu_stats": psutil.cpu_stats()._asdict(),
+        "memory": psutil.virtual_memory()._asdict(),
+        "swap": psutil.swap_memory()._asdict(),
+        "load": psutil.getloadavg(),
+        "disk_io": {name: disk._asdict() for name, disk in psutil.disk_io_counters(perdisk=True).items()},
+        "filesystem": {
+            part.mountpoint: psutil.disk_usage(part.mountpoint)._asdict() for part in psutil.disk_partitions()
+        },
+        "network": {name: nic._asdict() for name, nic in psutil.net_io_counters(pernic=True).items()},
+        "interfaces": {name: nic._asdict() for name, nic in psutil.net_if_stats().items()},
+        "sockets": [(c.family, c.type, c.laddr, c.raddr, c.status) for c in psutil.net_connections("inet")],
+        "unix": len(psutil.net_connections("unix")),
+        "boot_time": psutil.boot_time(),
+        "agent": [process.memory_info()._asdict(), process.cpu_times()._asdict(), process.num_ctx_switches()._asdict()],
+    }
+    return json.dumps(data).encode()
+
+
+def in_turns(works: dict[str, Work], rounds: int, repeats: int) -> dict[str, tuple[float, float]]:
+    """Median microseconds a call, elapsed and of CPU, each work in its turn."""
+    elapsed: dict[str, list[float]] = {name: [] for name in works}
+    cpu: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            for _ in range(repeats):
+                work()
+            elapsed[name].append((time.perf_counter() - start) / repeats * 1e6)
+            cpu[name].append((time.process_time() - start_cpu) / repeats * 1e6)
+    return {name: (statistics.median(elapsed[name]), statistics.median(cpu[name])) for name in works}
+
+
+def steady_state(agent: Agent, cycles: int) -> None:
+    for tick in range(200):
+        agent.cycle.run(tick)
+    pools = [agent.cycle.buffers, *agent.cycle.frame.pools.values()]
+    regrown = sum(pool.regrown + pool.made for pool in pools)
+    runs = sum(generation["collections"] for generation in gc.get_stats())
+    blocks = sys.getallocatedblocks()
+    for tick in range(cycles):
+        agent.cycle.run(tick)
+    blocks = sys.getallocatedblocks() - blocks
+    runs = sum(generation["collections"] for generation in gc.get_stats()) - runs
+    regrown = sum(pool.regrown + pool.made for pool in pools) - regrown
+    print(
+        f"over {cycles} cycles: {blocks} net blocks, {runs} collector runs, {regrown} arrays or buffers made or regrown"
+    )
+
+
+def process_figures(template: str) -> None:
+    command = [sys.executable, "-m", "agent"]
+    once = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([*command, "once", "--wait", "0"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        once.append(time.perf_counter() - start)
+    print(f"once --wait 0: {statistics.median(once):.3f} s")
+    run = subprocess.run(
+        [*command, "run", "--template", template, "--interval", "50ms", "--cycles", "40"],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    last = json.loads(run.stdout.splitlines()[-1])["agent"]
+    print(f"resident memory of run, template {template}, at its 40th frame: {last['resident_bytes'] / 1e6:.1f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cycles", type=int, default=10_000)
+    parser.add_argument("--template", default="standard")
+    arguments = parser.parse_args()
+    sinks = {"--bench": {"sinks": {"main": {"type": "file", "path": os.devnull}}}}
+    agent = Agent(config.load(template=arguments.template, overrides=sinks, environment={}), Log())
+    agent.exporter.open()
+    agent.exporter.start(lambda: None)
+    agent.cycle.run(0)
+    mounts = (
+        [row[0] for row in agent.cycle.frame.tables["filesystem"].labels] if arguments.template != "minimal" else []
+    )
+    raw = RawReader(agent, mounts)
+    process = psutil.Process()
+    ticks = iter(range(1, 1 << 60))
+    figures = in_turns(
+        {
+            "raw": raw.read,
+            "cycle": lambda: agent.cycle.run(next(ticks)),
+            "collect": lambda: agent.cycle.collect(),
+            "psutil": lambda: by_psutil(process),
+        },
+        rounds=15,
+        repeats=40,
+    )
+    for name, (elapsed, cpu) in figures.items():
+        print(f"{name:8} {elapsed:8.1f} µs  {cpu:8.1f} µs of CPU")
+    cycle, raw = figures["cycle"], figures["raw"]
+    print(f"cycle / raw: {cycle[0] / raw[0]:.2f} elapsed, {cycle[1] / raw[1]:.2f} CPU")
+    print(f"psutil / cycle: {figures['psutil'][1] / cycle[1]:.2f} CPU")
+    steady_state(agent, arguments.cycles)
+    process_figures(arguments.template)
+    agent.exporter.close(5)
+
+
+if __name__ == "__main__":
+    main()

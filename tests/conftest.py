@@ -1,0 +1,61 @@
+"""What tests of several modules share: trees of proc and sys, and frames that a probe filled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.frame import Frame
+from probes.procfs import Host, Source
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Callable[[dict[str, str | bytes]], Path]:
+    """Writes files below tmp_path, by their path there, and gives the root; there is always a proc/stat."""
+
+    def write(files: dict[str, str | bytes]) -> Path:
+        for name, text in {"proc/stat": "cpu 1 2 3 4\n", **files}.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def collect() -> Iterator[Callable[..., Frame]]:
+    """`collect(probe class, **settings)`: the frame after as many cycles as `times` has monotonic seconds.
+
+    `before_cycle`, if given, is called with each cycle's number, from 0.
+    """
+    closing: list[Any] = []
+
+    def run(
+        probe_class: Any,
+        *,
+        root: Path | str = "/",
+        source: Source = "auto",
+        times: Sequence[float] = (0.0,),
+        before_cycle: Callable[[int], object] | None = None,
+        time_unix_ns: int = 0,
+        **settings: Any,
+    ) -> Frame:
+        host = Host(root=str(root), source=source)
+        probe = probe_class(probe_class.Settings(**settings), host)
+        frame = Frame(probe_class.tables)
+        closing.extend((probe, frame, host))
+        for cycle, seconds in enumerate(times):
+            if before_cycle is not None:
+                before_cycle(cycle)
+            frame.begin(time_unix_ns, round(seconds * 1e9))
+            probe.collect(frame)
+            frame.derive(probe_class.tables)
+        return frame
+
+    yield run
+    for thing in closing:
+        thing.close()

@@ -1,0 +1,66 @@
+"""The metrics reference, in its three forms."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from agent.assembly import catalogue
+from agent.frame import TableSpec, counter, gauge, rate
+from agent.serializers import catalogue as rendering
+
+SPECS = list(catalogue())
+SMALL = (
+    TableSpec("load", "How many tasks want to run.", gauge("load1", "load", "Over 1 minute.")),
+    TableSpec(
+        "disk",
+        "What disks do.",
+        counter("reads_total", "reads", "Reads."),
+        rate("reads_per_second", "reads/second", "Reads a second.", "reads_total"),
+        labels=("device", "kind"),
+    ),
+)
+
+
+def test_text_is_a_line_a_column() -> None:
+    assert rendering.text(SMALL) == (
+        "load.load1             gauge    load          Over 1 minute.\n"
+        "disk.reads_total       counter  reads         Reads.\n"
+        "disk.reads_per_second  gauge    reads/second  Reads a second."
+    )
+
+
+def test_markdown_has_a_table_a_table() -> None:
+    text = rendering.markdown(SMALL)
+    assert text.startswith("# Metrics\n\n")
+    assert text.endswith(
+        "## load\n\nHow many tasks want to run. One object.\n\n"
+        "| column | kind | unit | meaning |\n|---|---|---|---|\n| `load1` | gauge | load | Over 1 minute. |\n\n"
+        "## disk\n\nWhat disks do. A row for each `device` `kind`.\n\n"
+        "| column | kind | unit | meaning |\n|---|---|---|---|\n| `reads_total` | counter | reads | Reads. |\n"
+        "| `reads_per_second` | gauge, derived | reads/second | Reads a second. |"
+    )
+
+
+def test_json_says_everything() -> None:
+    load, disk = json.loads(rendering.json(SMALL))
+    column = {"name": "load1", "kind": "gauge", "unit": "load", "derived": False, "help": "Over 1 minute."}
+    assert load == {"table": "load", "help": "How many tasks want to run.", "labels": [], "columns": [column]}
+    assert disk["labels"] == ["device", "kind"]
+    assert [column["derived"] for column in disk["columns"]] == [False, True]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_declarations_read_well_in_the_reference(spec: TableSpec) -> None:
+    """What a Markdown cell, a schema and a Prometheus name need of every declaration."""
+    assert re.fullmatch(r"[A-Z].*[.]", spec.help)
+    for column in spec.columns:
+        assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", column.name)
+        assert re.fullmatch(r"[^|\n]*[.]", column.help), f"{column.name}: {column.help}"
+        assert column.unit
+        assert column.name.endswith("_total") == (column.kind == "counter"), column.name
+        for unit in ("seconds", "bytes", "ratio"):
+            if column.unit == unit:
+                assert unit in column.name.split("_"), column.name
