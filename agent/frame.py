@@ -91,17 +91,15 @@ def ratio(name: str, unit: str, help: str, over: Sequence[str], by: Sequence[str
 class _Derivation:
     """A table's rates and ratios as two weighted sums over the growth of its counters.
 
-    Shapes: `used` (u,) positions of the counters that take part; `over` and `by` (u, d)
-    weights; `by_elapsed` (d,) 1 where the divisor is elapsed time; `ceiling` (d,) 1 for
-    ratios, which rounding may carry above it, else infinity; `target` the slice of
-    derived gauges, (d,) of them.
+    Shapes: `used` (u,) positions of the counters that take part, a slice where they are
+    neighbours; `weights` (2, u + 1, d), above and below the fraction line, of their growth
+    and, last, of elapsed seconds; `ceiling` (d,) 1 for ratios, which rounding may carry
+    above it, else infinity, None without ratios; `target` the slice of derived gauges, (d,) of them.
     """
 
-    used: npt.NDArray[np.intp]
-    over: npt.NDArray[np.float64]
-    by: npt.NDArray[np.float64]
-    by_elapsed: npt.NDArray[np.float64]
-    ceiling: npt.NDArray[np.float64]
+    used: slice | npt.NDArray[np.intp]
+    weights: npt.NDArray[np.float64]
+    ceiling: npt.NDArray[np.float64] | None
     target: slice
 
 
@@ -153,19 +151,19 @@ class TableSpec:
             return None
         used = sorted({self.counter_index[name] for c in derived for name in c.over + c.by})
         place = {self.counters[index].name: i for i, index in enumerate(used)}
-        over = np.zeros((len(used), len(derived)))
-        by = np.zeros((len(used), len(derived)))
+        over, by = weights = np.zeros((2, len(used) + 1, len(derived)))
         for d, column in enumerate(derived):
             for name in column.over:
                 over[place[name], d] = 1 / self.counters[self.counter_index[name]].per
             for name in column.by:
                 by[place[name], d] = 1 / self.counters[self.counter_index[name]].per
+            by[len(used), d] = 0 if column.by else 1
+        neighbours = used == list(range(used[0], used[-1] + 1))
+        ceiling = np.array([1.0 if c.unit == "ratio" else np.inf for c in derived])
         return _Derivation(
-            used=np.array(used, dtype=np.intp),
-            over=over,
-            by=by,
-            by_elapsed=np.array([0.0 if c.by else 1.0 for c in derived]),
-            ceiling=np.array([1.0 if c.unit == "ratio" else np.inf for c in derived]),
+            used=slice(used[0], used[-1] + 1) if neighbours else np.array(used, dtype=np.intp),
+            weights=weights,
+            ceiling=ceiling if np.isfinite(ceiling).any() else None,
             target=slice(len(self.gauges) - len(derived), len(self.gauges)),
         )
 
@@ -186,6 +184,7 @@ class Table:
     """
 
     __slots__ = (
+        "capacity",
         "complete",
         "continues",
         "count",
@@ -209,21 +208,21 @@ class Table:
         self._allocate(spec.rows)
 
     def _allocate(self, capacity: int) -> None:
+        self.capacity = capacity
         self.counters: npt.NDArray[np.uint64] = np.zeros((capacity, len(self.spec.counters)), dtype=np.uint64)
         self.gauges: npt.NDArray[np.float64] = np.full((capacity, len(self.spec.gauges)), np.nan)
         self.unknown: npt.NDArray[np.bool_] = np.zeros((capacity, len(self.spec.counters)), dtype=np.bool_)
 
-    @property
-    def capacity(self) -> int:
-        return len(self.gauges)
-
     def clear(self) -> None:
         """Back to the state of a new table, arrays kept."""
-        used = slice(0, self.count)
-        self.counters[used] = 0
-        self.gauges[used] = NAN
+        if self.count == self.capacity:
+            self.counters.fill(0)
+            self.gauges.fill(NAN)
+        else:
+            self.counters[: self.count] = 0
+            self.gauges[: self.count] = NAN
         if not self.complete:
-            self.unknown[used] = False
+            self.unknown[: self.count] = False
             self.complete = True
         self.count = 0
         self.dropped = 0
@@ -285,30 +284,32 @@ class Table:
         elapsed_ns = self.monotonic_ns - previous.monotonic_ns
         if derivation is None or not self.count or elapsed_ns <= 0 or not self.continues:
             return
-        used = derivation.used
-        now = self.counters[: self.count].take(used, axis=1)
+        used, count = derivation.used, self.count
+        now = self.counters[:count, used]
         if self.labels is previous.labels or self.labels == previous.labels:
             rows = None
-            before = previous.counters[: self.count].take(used, axis=1)
+            before = previous.counters[:count, used]
         else:
             place = {labels: row for row, labels in enumerate(previous.labels)}
             rows = np.array([place.get(labels, -1) for labels in self.labels])
-            before = previous.counters[rows].take(used, axis=1)
-        growth = (now - before).astype(np.float64)
-        growth[now < before] = NAN
+            before = previous.counters[rows][:, used]
+        growth = np.empty((count, derivation.weights.shape[1]))
+        growth[:, -1] = elapsed_ns / 1e9
+        growth[:, :-1] = now - before
+        np.copyto(growth[:, :-1], NAN, where=now < before)
         if rows is not None:
             growth[rows < 0] = NAN
         if not self.complete:
-            growth[self.unknown[: self.count].take(used, axis=1)] = NAN
+            growth[:, :-1][self.unknown[:count, used]] = NAN
         if not previous.complete:
-            unknown = previous.unknown[: self.count] if rows is None else previous.unknown[rows]
-            growth[unknown.take(used, axis=1)] = NAN
+            unknown = previous.unknown[:count] if rows is None else previous.unknown[rows]
+            growth[:, :-1][unknown[:, used]] = NAN
         # einsum, as a matrix product would wake up BLAS, which takes half a megabyte for itself.
-        divisor = np.einsum("ru,ud->rd", growth, derivation.by)
-        divisor += derivation.by_elapsed * (elapsed_ns / 1e9)
-        derived = self.gauges[: self.count, derivation.target]
-        np.divide(np.einsum("ru,ud->rd", growth, derivation.over), divisor, out=derived, where=divisor > 0)
-        np.minimum(derived, derivation.ceiling, out=derived)
+        over, by = np.einsum("ru,wud->wrd", growth, derivation.weights)
+        derived = self.gauges[:count, derivation.target]
+        np.divide(over, by, out=derived, where=by > 0)
+        if derivation.ceiling is not None:
+            np.minimum(derived, derivation.ceiling, out=derived)
 
 
 class Frame:
@@ -324,12 +325,7 @@ class Frame:
     """
 
     def __init__(self, specs: Iterable[TableSpec]) -> None:
-        self._pools: dict[str, Pool[Table]] = {
-            spec.name: Pool(
-                make=partial(Table, spec), clear=Table.clear, size=lambda table: table.capacity, keep=spec.keep_rows
-            )
-            for spec in specs
-        }
+        self._pools = {spec.name: Pool(partial(Table, spec), keep=spec.keep_rows) for spec in specs}
         self._previous: dict[str, Table] = {}
         self.tables: dict[str, Table] = {}
         self.sequence = 0
@@ -372,10 +368,11 @@ class Frame:
     def derive(self, specs: Iterable[TableSpec]) -> None:
         """Computes the rates and ratios of tables that are filled."""
         for spec in specs:
-            table = self.tables.get(spec.name)
-            previous = self._previous.get(spec.name)
-            if table is not None and previous is not None:
-                table.derive(previous)
+            if spec.derivation is not None:
+                table = self.tables.get(spec.name)
+                previous = self._previous.get(spec.name)
+                if table is not None and previous is not None:
+                    table.derive(previous)
 
     def close(self) -> None:
         """Gives every table back."""

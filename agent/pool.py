@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
-
-T = TypeVar("T")
+from typing import Generic, Protocol, TypeVar
 
 BUFFER_START_BYTES = 16 * 1024
 BUFFER_KEEP_BYTES = 1024 * 1024
+
+
+class Reusable(Protocol):
+    """What a pool can keep: it knows its capacity, and how to be as good as new."""
+
+    @property
+    def capacity(self) -> int: ...
+
+    def clear(self) -> None: ...
+
+
+T = TypeVar("T", bound=Reusable)
 
 
 class Pool(Generic[T]):
@@ -22,26 +32,21 @@ class Pool(Generic[T]):
 
     Args:
         make: makes an item of the starting capacity.
-        clear: puts an item that comes back into the state of a new one.
-        size: the capacity of an item, in the unit of `keep`.
         keep: items above this capacity are not kept.
+
+    Attributes:
+        made: items made since the start.
+        regrown: items that came back with another capacity than they left with.
+        let_go: items that were not kept.
     """
 
-    __slots__ = ("_clear", "_idle", "_keep", "_lock", "_make", "_out", "_size", "let_go", "made", "regrown")
+    __slots__ = ("_idle", "_keep", "_lock", "_make", "_out", "let_go", "made", "regrown")
 
-    def __init__(
-        self,
-        make: Callable[[], T],
-        clear: Callable[[T], None],
-        size: Callable[[T], int],
-        keep: int,
-    ) -> None:
+    def __init__(self, make: Callable[[], T], keep: int) -> None:
         self._make = make
-        self._clear = clear
-        self._size = size
         self._keep = keep
         self._idle: list[T] = []
-        self._out: dict[int, int] = {}  # identity of an item that is out -> its size when it left
+        self._out: dict[int, int] = {}  # identity of an item that is out -> its capacity when it left
         self._lock = threading.Lock()
         self.made = 0
         self.regrown = 0
@@ -55,7 +60,7 @@ class Pool(Generic[T]):
             else:
                 item = self._make()
                 self.made += 1
-            self._out[id(item)] = self._size(item)
+            self._out[id(item)] = item.capacity
         return item
 
     def release(self, item: T) -> None:
@@ -64,17 +69,17 @@ class Pool(Generic[T]):
         Raises:
             ValueError: the item is not out: given back twice, or from elsewhere.
         """
-        size = self._size(item)
+        capacity = item.capacity
         with self._lock:
-            size_then = self._out.pop(id(item), None)
-            if size_then is None:
+            left_with = self._out.pop(id(item), None)
+            if left_with is None:
                 raise ValueError("given back to a pool that has not handed it out")
-            if size != size_then:
+            if capacity != left_with:
                 self.regrown += 1
-            if size > self._keep:
+            if capacity > self._keep:
                 self.let_go += 1
                 return
-            self._clear(item)
+            item.clear()
             self._idle.append(item)
 
     @property
@@ -124,4 +129,4 @@ class Buffer:
 
 def buffer_pool() -> Pool[Buffer]:
     """The pool of the serializers' buffers."""
-    return Pool(Buffer, Buffer.clear, lambda buffer: buffer.capacity, keep=BUFFER_KEEP_BYTES)
+    return Pool(Buffer, keep=BUFFER_KEEP_BYTES)

@@ -14,6 +14,11 @@ from agent.frame import NAN, Frame, Labels, TableSpec, counter, gauge
 from probes.probe import ProbeSettings
 from probes.procfs import PAGE_BYTES, ProcFile, integer
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
 AGENT = TableSpec(
     "agent",
     "What the agent itself did and costs.",
@@ -94,10 +99,9 @@ class AgentProbe:
     def collect(self, frame: Frame) -> None:
         self._collect_agent(frame)
         table = frame.open(AGENT_PROBE)
-        table.claim(self._probe_labels)
-        for row, meter in enumerate(self._probes):
-            table.counters[row, 0] = meter.failures
-            table.put_gauges(row, (meter.seconds, meter.up))
+        count = table.claim(self._probe_labels)
+        table.counters[:count, 0] = [meter.failures for meter in self._probes]
+        table.gauges[:count] = [(meter.seconds, meter.up) for meter in self._probes]
         table = frame.open(AGENT_SINK)
         table.claim(self._sink_labels)
         for row, worker in enumerate(self._sinks):
@@ -149,9 +153,7 @@ class AgentProbe:
 
 
 def _context_switches() -> tuple[int | None, int | None]:
-    try:
-        import resource
-    except ImportError:  # not on Windows
+    if resource is None:
         return None, None
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_nvcsw, usage.ru_nivcsw

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_NUMBER = r"([0-9]{1,18}(?:\.[0-9]{1,18})?)"
+_NUMBER = r"([0-9]{1,19}(?:\.[0-9]{1,18})?)"
 _DURATION = re.compile(_NUMBER + r"\s*(ns|us|ms|s|m|h|d)")
 _SIZE = re.compile(_NUMBER + r"\s*(B|kB|KB|MB|GB|KiB|MiB|GiB)")
 _NANOSECONDS = {

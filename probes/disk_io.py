@@ -15,7 +15,7 @@ from agent.errors import ProbeError
 from agent.frame import NAN, Frame, Labels, Table, TableSpec, counter, gauge, rate, ratio
 from probes.probe import DeviceSettings, NameFilter, as_text
 from probes.procfs import Host
-from probes.rows import RowForm, RowReader, Rows
+from probes.rows import Cells, Mask, RowForm, RowReader, Rows
 
 SECTOR_BYTES = 512  # in this file, whatever the device's own sectors are
 
@@ -65,6 +65,7 @@ IO = TableSpec(
 _PLACES = np.array([0, 2, 1, 3, 4, 6, 5, 7, 9, 10, 11, 13, 15])
 _SCALES = np.array([1, SECTOR_BYTES, 1, 1, 1, SECTOR_BYTES, 1, 1, 1, 1, 1, SECTOR_BYTES, 1], dtype=np.uint64)
 _LARGEST = np.uint64(2**64 - 1) // _SCALES
+_LARGEST_SECTORS = int(_LARGEST.min())
 _IN_PROGRESS = 8
 # Those of the counters that the table `io` has.
 _SUMMED = tuple(DISK_IO.counter_index[column.name] for column in IO.counters)
@@ -155,21 +156,15 @@ class Devices:
 
 
 def _fill(frame: Frame, rows: Rows, devices: Devices) -> None:
-    fields = rows.cells.take(_PLACES, axis=1)
-    unknown = None if rows.unknown is None else rows.unknown.take(_PLACES, axis=1)
-    if fields.size and (fields > _LARGEST).any():
-        unknown = (fields > _LARGEST) if unknown is None else unknown | (fields > _LARGEST)
-    counters = fields * _SCALES
+    counters, unknown = _counters(rows)
     in_progress = rows.cells[:, _IN_PROGRESS].astype(np.float64)
-    if unknown is not None:
-        counters[unknown] = 0
     if rows.unknown is not None:
         in_progress[rows.unknown[:, _IN_PROGRESS]] = NAN
 
     table = frame.open(DISK_IO)
     count = table.claim(devices.labels, devices.row_limit)
     kept = devices.kept[:count]
-    table.counters[:count] = counters[kept]
+    counters.take(kept, axis=0, out=table.counters[:count])
     table.gauges[:count, 0] = in_progress[kept]
     if unknown is not None:
         table.unknown[:count] = unknown[kept]
@@ -182,7 +177,19 @@ def _fill(frame: Frame, rows: Rows, devices: Devices) -> None:
                 disk[index] = None
     table = frame.open(IO)
     _put_sums(table, disks, devices)
-    table.put_gauges(0, (float(in_progress[devices.whole].sum()),))
+    table.put_gauges(0, (sum(in_progress[devices.whole].tolist()),))
+
+
+def _counters(rows: Rows) -> tuple[Cells, Mask | None]:
+    """The counters of all devices in their stored units, and where they are unknown."""
+    fields = rows.cells.take(_PLACES, axis=1)
+    unknown = None if rows.unknown is None else rows.unknown.take(_PLACES, axis=1)
+    if fields.max(initial=0) > _LARGEST_SECTORS:
+        unknown = (fields > _LARGEST) if unknown is None else unknown | (fields > _LARGEST)
+    fields *= _SCALES
+    if unknown is not None:
+        fields[unknown] = 0
+    return fields, unknown
 
 
 def _put_sums(table: Table, disks: list[list[int | None]], devices: Devices) -> None:

@@ -53,8 +53,8 @@ class PressureProbe:
         if labels != self._labels:
             self._labels = list(labels)
         table = frame.open(PRESSURE)
-        table.claim(self._labels)
-        for row, text in enumerate(text for _, text in texts if text):
+        count = table.claim(self._labels)
+        for row, text in zip(range(count), (text for _, text in texts if text), strict=True):
             some, full = parse_pressure(text)
             table.put_gauges(row, some[:3] + full[:3])
             table.put_counters(row, (some[3], full[3]))

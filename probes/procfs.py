@@ -5,6 +5,7 @@ Reading and parsing are apart: `ProcFile.read` returns bytes, parsers are functi
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -59,32 +60,22 @@ class ProcFile:
         """
         if cycle is not None and cycle == self._cycle:
             return self._text
-        if self._fd < 0:
-            self._open()
-        text = self._read() if self._fd >= 0 else b""
+        text = b""
+        try:
+            if self._fd < 0:
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            count = os.preadv(self._fd, self._views, 0)
+            whole = len(self._buffer) if self._record_bytes == ONE_RECORD else _SEQ_PAGE_BYTES - self._record_bytes
+            text = bytes(self._buffer[:count]) if count < whole else self._read_on(count)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # these say "no value"; others, that it has gone
+                self.close()
+        except ValueError:  # damaged text gave a name with a NUL
+            self.close()
         if cycle is not None:
             self._cycle = cycle
             self._text = text
         return text
-
-    def _open(self) -> None:
-        try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except (OSError, ValueError):  # ValueError: damaged text gave a name with a NUL
-            self._fd = -1
-
-    def _read(self) -> bytes:
-        try:
-            count = os.preadv(self._fd, self._views, 0)
-            whole = len(self._buffer) if self._record_bytes == ONE_RECORD else _SEQ_PAGE_BYTES - self._record_bytes
-            if count < whole:
-                return bytes(self._buffer[:count])
-            return self._read_on(count)
-        except OSError as error:
-            # EINVAL and EOPNOTSUPP say "no value"; anything else may be a file that has gone.
-            if error.errno not in (22, 95):
-                self.close()
-            return b""
 
     def _read_on(self, count: int) -> bytes:
         """Reads behind the first `count` bytes, until a read shows the end."""

@@ -463,11 +463,11 @@ def test_the_warm_up_takes_the_start_out_of_the_collectors_sight(run: Callable[.
 def test_the_steady_state_makes_nothing_that_stays(run: Callable[..., Run]) -> None:
     """2,000 cycles: no collector run, no buffer or array made or grown, no net memory."""
     this = run(every=2)
-    this(100)
+    gc.collect()  # it empties CPython's free lists, which count as allocated: they fill up again here
+    this(3000)
     this.flush()
     pools = [this.cycle.buffers, *this.cycle.frame.pools.values()]
     made = [(pool.made, pool.regrown, pool.let_go) for pool in pools]
-    gc.collect()
     runs = collector_runs()
     blocks = sys.getallocatedblocks()
     this(2000)
@@ -476,7 +476,7 @@ def test_the_steady_state_makes_nothing_that_stays(run: Callable[..., Run]) -> N
     assert collector_runs() == runs
     assert [(pool.made, pool.regrown, pool.let_go) for pool in pools] == made
     assert this.cycle.buffers.made == 1
-    assert this.exporter.workers[0].frames == (2100, 0, 0)
+    assert this.exporter.workers[0].frames == (5000, 0, 0)
 
 
 def test_many_rows_do_not_wake_the_collector(run: Callable[..., Run]) -> None:

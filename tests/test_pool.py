@@ -18,20 +18,19 @@ DISKS = TableSpec(
 
 
 class Item:
-    """Something with a size that its holder can enlarge."""
+    """Something with a capacity that its holder can enlarge."""
 
     def __init__(self) -> None:
-        self.size = 4
+        self.capacity = 4
         self.content = 0
         self.holder = -1
 
-
-def clear(item: Item) -> None:
-    item.content = 0
+    def clear(self) -> None:
+        self.content = 0
 
 
 def item_pool(keep: int = 8) -> Pool[Item]:
-    return Pool(Item, clear, lambda item: item.size, keep)
+    return Pool(Item, keep)
 
 
 def test_what_is_given_back_is_handed_out_again_cleared() -> None:
@@ -59,7 +58,7 @@ def test_one_more_is_made_when_none_is_idle() -> None:
 def test_what_grew_above_the_limit_is_let_go(size: int, kept: bool) -> None:
     pool = item_pool(keep=8)
     item = pool.acquire()
-    item.size = size
+    item.capacity = size
     pool.release(item)
     assert (pool.acquire() is item) == kept
     assert pool.let_go == (0 if kept else 1)
@@ -157,7 +156,7 @@ def test_nobody_holds_what_a_closed_frame_held() -> None:
 def test_what_is_let_go_is_really_gone() -> None:
     pool = item_pool()
     item = pool.acquire()
-    item.size = 100
+    item.capacity = 100
     seen = weakref.ref(item)
     pool.release(item)
     del item

@@ -38,8 +38,33 @@ def test_duration_is_read(text: str, nanoseconds: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "10", "s", "10 parsecs", "-1s", "+1s", "1e3s", "1,5s", "10S", "1s1s", ".5s", "5.s", "٣s", "²s", "nan", "infs"]
-    + ["3651d", "9" * 18 + "d", "9" * 5000 + "s", 10, 1.5, True, None, [], float("inf")],
+    [
+        "",
+        "10",
+        "s",
+        "10 parsecs",
+        "-1s",
+        "+1s",
+        "1e3s",
+        "1,5s",
+        "10S",
+        "1s1s",
+        ".5s",
+        "5.s",
+        "٣s",
+        "²s",
+        "nan",
+        "infs",
+        "3651d",
+        "9" * 19 + "d",
+        "9" * 5000 + "s",
+        10,
+        1.5,
+        True,
+        None,
+        [],
+        float("inf"),
+    ],
 )
 def test_what_is_no_duration_says_what_was_expected(value: Any) -> None:
     with pytest.raises(ValueError, match=r'^a duration such as "250ms", "10s" or "1m", 3650d at most$'):
@@ -48,8 +73,19 @@ def test_what_is_no_duration_says_what_was_expected(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0s"), (10, "10s"), (60, "1m"), (90, "90s"), (3600, "1h"), (172_800, "2d"), (0.25, "250ms"), (1.1, "1100ms")]
-    + [(0.000015, "15us"), (7e-9, "7ns"), (1.000000001, "1000000001ns")],
+    [
+        (0, "0s"),
+        (10, "10s"),
+        (60, "1m"),
+        (90, "90s"),
+        (3600, "1h"),
+        (172800, "2d"),
+        (0.25, "250ms"),
+        (1.1, "1100ms"),
+        (1.5e-05, "15us"),
+        (7e-09, "7ns"),
+        (1.000000001, "1000000001ns"),
+    ],
 )
 def test_duration_is_written_in_its_largest_whole_unit(seconds: float, text: str) -> None:
     assert str(Duration(seconds)) == text
@@ -87,8 +123,23 @@ def test_size_is_read(value: Any, size: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "4", "MiB", "4 parsecs", "-1B", -1, 1.0, True, None, [], "1e3B", "4mib", "9" * 5000 + "B", 2**60 + 1]
-    + ["1073741825GiB"],
+    [
+        "",
+        "4",
+        "MiB",
+        "4 parsecs",
+        "-1B",
+        -1,
+        1.0,
+        True,
+        None,
+        [],
+        "1e3B",
+        "4mib",
+        "9" * 5000 + "B",
+        2**60 + 1,
+        "1073741825GiB",
+    ],
 )
 def test_what_is_no_size_says_what_was_expected(value: Any) -> None:
     with pytest.raises(
@@ -106,9 +157,12 @@ def test_size_is_read_as_it_was_written(size: int) -> None:
 @given(st.one_of(st.text(), st.from_regex(r"[0-9.]{1,30} ?[a-zA-Z]{1,3}", fullmatch=True), st.integers(), st.floats()))
 def test_anything_is_a_unit_or_a_value_error(value: Any) -> None:
     for kind, highest in ((Duration, LONGEST_NS / 1e9), (Size, 2**60)):
-        try:
-            parsed = kind.parse(value)
-        except ValueError as error:
-            assert str(error) == kind.expected
-        else:
-            assert 0 <= parsed <= highest
+        parsed = parsed_or_reason(kind, value)
+        assert parsed == kind.expected if isinstance(parsed, str) else 0 <= parsed <= highest
+
+
+def parsed_or_reason(kind: type[Duration] | type[Size], value: Any) -> Duration | Size | str:
+    try:
+        return kind.parse(value)
+    except ValueError as error:
+        return str(error)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from agent.frame import Column, TableSpec
+from agent.serializers.json_lines import key_of
 
 
 def text(specs: Sequence[TableSpec]) -> str:
@@ -23,6 +24,8 @@ def markdown(specs: Sequence[TableSpec]) -> str:
     parts = [_HEAD]
     for spec in specs:
         shape = f"A row for each {' '.join(f'`{label}`' for label in spec.labels)}." if spec.labels else "One object."
+        if key_of(spec) != spec.name:
+            shape += f" In a JSON line its key is `{key_of(spec)}`."
         parts.append(f"## {spec.name}\n\n{spec.help} {shape}\n\n| column | kind | unit | meaning |\n|---|---|---|---|")
         parts[-1] += "".join(f"\n| `{c.name}` | {_kind(c)} | {c.unit} | {c.help} |" for c in spec.columns)
     return "\n\n".join(parts)

@@ -127,6 +127,7 @@ def test_memory_is_the_kernels_to_the_digit(collect: Collect) -> None:
 
 def test_counters_lie_between_two_of_the_kernels(collect: Collect) -> None:
     before = vmstat()
+    assert len(bytearray(b"x" * (8 << 20))) == 8 << 20  # fresh pages: faults are sure to come
     frame = collect(MemoryProbe)
     after = vmstat()
     swap, paging = only_row(frame, "swap"), only_row(frame, "paging")

@@ -64,3 +64,9 @@ def test_declarations_read_well_in_the_reference(spec: TableSpec) -> None:
         for unit in ("seconds", "bytes", "ratio"):
             if column.unit == unit:
                 assert unit in column.name.split("_"), column.name
+
+
+def test_a_table_that_has_another_key_in_a_line_says_so() -> None:
+    host = TableSpec("host", "The host.", gauge("uptime_seconds", "seconds", "Up."))
+    assert "## host\n\nThe host. One object. In a JSON line its key is `host_table`.\n" in rendering.markdown([host])
+    assert "In a JSON line" not in rendering.markdown(SMALL)

@@ -298,6 +298,34 @@ def test_growing_numbers_reallocate_nothing() -> None:
     assert (pool.made, pool.regrown, pool.let_go) == (1, 1, 0)  # from the starting size to this frame's
 
 
+@pytest.mark.parametrize("count", [1, 40, 41, 79, 80, 81, 160, 320, 640, 1000])
+def test_the_widest_values_fit_into_what_was_reserved(count: int) -> None:
+    wide = TableSpec(
+        "w", "Short names, wide values.", *(gauge(f"c{i}", "seconds", "Wide.") for i in range(9)), labels=("l",)
+    )
+    frame = Frame([wide])
+    frame.begin(TIME_NS, 0)
+    table = frame.open(wide)
+    table.claim([("x" * 64,)] * count)
+    for row in range(count):
+        table.put_gauges(row, [-2.2250738585072014e-308] * 9)
+    buffer = Buffer()
+    JsonSerializer([wide], IDENTITY).write(frame, buffer)
+    assert len(buffer.data) > count * 9 * 24
+    assert buffer.capacity.bit_count() == 1  # a power of two, as it was reserved; what regrows is none
+
+
+@pytest.mark.parametrize("count", [200, 220, 400, 440, 880])
+def test_labels_of_a_paths_length_fit_into_what_was_reserved(count: int) -> None:
+    frame = Frame([EMPTY])
+    frame.begin(TIME_NS, 0)
+    frame.open(EMPTY).claim([("x" * 64,)] * count)
+    buffer = Buffer()
+    JsonSerializer([EMPTY], IDENTITY).write(frame, buffer)
+    assert len(buffer.data) > count * 64
+    assert buffer.capacity.bit_count() == 1
+
+
 def test_long_labels_make_the_buffer_grow_once() -> None:
     frame = Frame(SPECS)
     serializer = JsonSerializer(SPECS, IDENTITY)
