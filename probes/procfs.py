@@ -8,12 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
 from agent.errors import UsageError
-from agent.picker import Picker, picker
 
 Source = Literal["auto", "procfs", "psutil"]
 
@@ -169,6 +169,17 @@ def integers(tokens: Sequence[bytes]) -> list[int | None]:
         except ValueError:  # an empty token, or damage of thousands of digits
             pass
     return [integer(token) for token in tokens]
+
+
+Picker = Callable[[Sequence[bytes]], tuple[bytes, ...]]
+
+
+def picker(positions: Sequence[int]) -> Picker:
+    """An `itemgetter` over one or more positions that gives a tuple for a single one as well."""
+    if len(positions) == 1:
+        only = positions[0]
+        return lambda sequence: (sequence[only],)
+    return itemgetter(*positions)
 
 
 class KeyedText:

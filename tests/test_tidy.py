@@ -12,7 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 LINES_MAX = 400
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "base", "manager", "misc"}
-UNDER_FRAME = {"agent.errors", "agent.picker", "agent.pool"}
+UNDER_FRAME = {"agent.errors", "agent.pool"}
 OPEN_TO_PROBES = UNDER_FRAME | {"agent.frame", "agent.units"}
 STOREYS = (
     ("agent.frame",),
