@@ -30,13 +30,15 @@ class Waker:
         self._poll.register(self._reader, select.POLLIN)
 
     def catch_signals(self) -> None:
-        """SIGTERM and SIGINT stop; only the main thread can call this."""
+        """SIGTERM and SIGINT stop, a second one ends the process at once; only the main thread can call this."""
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True
+        for caught in (signal.SIGTERM, signal.SIGINT):  # whoever asks twice doesn't want to wait for what hangs
+            signal.signal(caught, signal.SIG_DFL)
 
     def stop(self) -> None:
         """Stops from another thread."""

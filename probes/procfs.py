@@ -207,7 +207,12 @@ class KeyedText:
         self._learned: tuple[Picker, tuple[bytes, ...], Picker] | None = None
 
     def pick(self, text: bytes) -> list[int | None]:
-        """The values in the order of the keys, None for each that is absent or no number."""
+        """The values in the order of the keys, None for each that is absent or no number.
+
+        A last line without a line feed has been cut, and with it perhaps its number: it is passed over.
+        """
+        if not text.endswith(b"\n"):
+            text = text[: text.rfind(b"\n") + 1]
         words = text.split(None, self._split)
         if self._learned is None or len(words) != self._word_count or self._learned[0](words) != self._learned[1]:
             words = text.split()

@@ -120,3 +120,20 @@ print(waker.wait(3600), waker.stopped)
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_SECONDS, cwd=HERE, check=False
     )
     assert (run.stdout, run.stderr) == ("ready\nFalse False\n", "")
+
+
+def test_a_second_signal_ends_a_process_that_hangs() -> None:
+    hangs = PROGRAM.replace(
+        "print(waker.wait(3600), waker.wait(3600)", "print(waker.wait(3600), flush=True)\nwhile True: pass\nprint(0"
+    )
+    process = subprocess.Popen([sys.executable, "-c", hangs], cwd=HERE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "True\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_SECONDS) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()

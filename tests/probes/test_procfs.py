@@ -102,8 +102,9 @@ def test_picks_by_key_in_the_order_of_the_keys() -> None:
 
 
 def test_picks_a_single_key_and_the_last_word() -> None:
-    assert KeyedText(b"b").pick(b"a 1\nb 2") == [2]
-    assert KeyedText(b"b").pick(b"a 1\nb") == [None]
+    assert KeyedText(b"b").pick(b"a 1\nb 2\n") == [2]
+    assert KeyedText(b"b").pick(b"a 1\nb\n") == [None]
+    assert KeyedText(b"b").pick(b"a 1\nb 2") == [None], "2 may be the start of another number"
 
 
 def test_picks_behind_the_first_word_of_a_line() -> None:
