@@ -201,9 +201,9 @@ def _parse_cores(text: bytes) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bo
 def parse_interrupts(text: bytes) -> int | None:
     """The sum that leads the long `intr` line of /proc/stat."""
     start = text.find(b"\nintr ")
-    if start < 0:
-        return None
-    return integers(text[start + 6 : start + 30].split(None, 1)[:1] or [b""])[0]
+    words = text[start + 6 : start + 30].split(None, 1) if start >= 0 else []
+    # A word that nothing follows has been cut, and with it perhaps its number.
+    return integers(words[:1])[0] if len(words) > 1 else None
 
 
 def _ticks(times: object) -> list[int | None]:

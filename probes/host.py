@@ -59,7 +59,7 @@ def parse_uptime(text: bytes) -> float:
     Raises:
         ProbeError: it doesn't look like this.
     """
-    word = text.partition(b" ")[0]
-    if not word.replace(b".", b"", 1).isdigit() or len(word) > 30:
+    word, _, idle = text.partition(b" ")
+    if not idle.endswith(b"\n") or not word.replace(b".", b"", 1).isdigit() or len(word) > 30:
         raise ProbeError(f"uptime: {text[:60]!r} is not `3916.88 7751.56`")
     return float(word)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from agent.errors import ProbeError
 from agent.frame import NAN, Frame, TableSpec, gauge
 from probes.probe import ProbeSettings
-from probes.procfs import ONE_RECORD, Host, KeyedText, integer, scheduler_part
+from probes.procfs import ONE_RECORD, Host, KeyedText, scheduler_part
 
 LOAD = TableSpec(
     "load",
@@ -61,11 +63,11 @@ def parse_loadavg(text: bytes) -> tuple[float, float, float, float, float]:
     Raises:
         ProbeError: it doesn't look like this.
     """
-    words = text.split()
-    try:
-        load1, load5, load15 = float(words[0]), float(words[1]), float(words[2])
-        running, _, total = words[3].partition(b"/")
-    except (ValueError, IndexError):
-        raise ProbeError(f"loadavg: {text[:60]!r} is not `0.20 0.18 0.12 1/80 11206`") from None
-    runnable, threads = integer(running), integer(total)
-    return load1, load5, load15, NAN if runnable is None else runnable, NAN if threads is None else threads
+    match = _LOADAVG.fullmatch(text)
+    if match is None:
+        raise ProbeError(f"loadavg: {text[:60]!r} is not `0.20 0.18 0.12 1/80 11206`")
+    return float(match[1]), float(match[2]), float(match[3]), float(match[4]), float(match[5])
+
+
+_AVERAGE = rb"(\d{1,9}\.\d{1,9})"
+_LOADAVG = re.compile(rb"%b %b %b (\d{1,9})/(\d{1,9}) \d+\n" % ((_AVERAGE,) * 3))

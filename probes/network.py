@@ -217,16 +217,19 @@ def split_net_dev(line: bytes) -> tuple[bytes, int] | None:
 NET_DEV = RowForm(split_net_dev, fields=16, knows=lambda count: count >= 16)
 
 
+# Documentation/networking/operstates.rst
+_OPERSTATES = {b"up": 1.0, b"unknown": 1.0} | dict.fromkeys(
+    (b"down", b"notpresent", b"lowerlayerdown", b"testing", b"dormant"), 0.0
+)
+
+
 def parse_operstate(text: bytes) -> float:
-    """1 for an interface that can pass packets, 0 for another, NaN where the text is empty.
+    """1 for an interface that can pass packets, 0 for another, NaN where the text is no state that is known.
 
     "unknown" is up: drivers without operstates (lo, tun) leave it so, and the kernel's
     own IFF_RUNNING takes it for up; netif_oper_up() in include/linux/netdevice.h.
     """
-    state = text.strip()
-    if not state:
-        return NAN
-    return 1.0 if state in (b"up", b"unknown") else 0.0
+    return _OPERSTATES.get(text.strip(), NAN)
 
 
 def parse_attribute(text: bytes) -> float:

@@ -82,7 +82,8 @@ def parse_pressure(text: bytes) -> tuple[Line, Line]:
     """
     some = full = _UNKNOWN
     for kind, avg10, avg60, avg300, total in _LINE.findall(text):
-        line = float(avg10) / 100, float(avg60) / 100, float(avg300) / 100, int(total)
+        # Read as hundredths: a division would make 0.005600000000000001 of the kernel's 0.56.
+        line = float(avg10 + b"e-2"), float(avg60 + b"e-2"), float(avg300 + b"e-2"), int(total)
         if kind == b"some":
             some = line
         else:

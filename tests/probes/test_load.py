@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable
@@ -84,11 +83,15 @@ def test_damage_is_an_error_that_shows_the_text(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("tasks", [b"2", b"/", b"x/y", b"-1/-2"])
-def test_damaged_tasks_are_unknown(tasks: bytes) -> None:
-    *averages, runnable, threads = parse_loadavg(b"0.20 0.18 0.12 " + tasks + b" 11206\n")
-    assert averages == [0.20, 0.18, 0.12]
-    assert math.isnan(threads)
-    assert math.isnan(runnable) or tasks == b"2"
+def test_damaged_tasks_are_an_error(tasks: bytes) -> None:
+    with pytest.raises(ProbeError, match=r"^loadavg: "):
+        parse_loadavg(b"0.20 0.18 0.12 " + tasks + b" 11206\n")
+
+
+@pytest.mark.parametrize("text", [b"0.20 0.18 0.12 2/1", b"0.20 0.18 0.12 2/180 112", b"1_0.5 0.18 0.12 2/180 1\n"])
+def test_what_was_cut_or_is_no_load_is_an_error(text: bytes) -> None:
+    with pytest.raises(ProbeError, match=r"^loadavg: "):
+        parse_loadavg(text)
 
 
 def test_no_blocked_tasks_in_stat(tree: Tree, collect: Collect) -> None:

@@ -88,7 +88,7 @@ def test_averages_are_the_kernels(collect: Collect) -> None:
     assert averages
     for (resource, name), percent in averages.items():
         kind, span = name.split()
-        assert by_resource[resource][f"{kind}_{span}_ratio"] == percent / 100
+        assert by_resource[resource][f"{kind}_{span}_ratio"] == round(percent * 100) / 10_000
 
 
 def test_cpu_without_full_and_irq_without_some(tree: Tree, collect: Collect) -> None:
@@ -138,7 +138,7 @@ def test_saved_host(collect: Collect) -> None:
     root = saved_host("vm")
     row = rows_by(collect(PressureProbe, root=root), "pressure", "resource")["io"]
     words = dict(word.split("=") for word in (root / "proc/pressure/io").read_text().splitlines()[0].split()[1:])
-    assert row["some_avg300_ratio"] == float(words["avg300"]) / 100
+    assert row["some_avg300_ratio"] == round(float(words["avg300"]) * 100) / 10_000
     assert row["some_seconds_total"] == int(words["total"]) / 1e6
 
 
