@@ -12,9 +12,9 @@ from agent.config import Config
 from agent.cycle import Cycle, ScheduledProbe
 from agent.errors import HostprobeError, UsageError
 from agent.exporter import Exporter, SinkConfig
-from agent.frame import TableSpec
 from agent.logs import Log
 from agent.serializers.json_lines import Identity, JsonSerializer
+from agent.table import TableSpec
 from agent.telemetry import AgentProbe, CycleMeter, ProbeMeter
 from probes.procfs import Host
 

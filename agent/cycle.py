@@ -94,6 +94,7 @@ class Cycle:
         for scheduled in self.probes:
             if tick is None or scheduled.is_due(tick):
                 self._collect(scheduled)
+        self.frame.derive()
 
     def _collect(self, scheduled: ScheduledProbe) -> None:
         meter = scheduled.meter
@@ -101,7 +102,6 @@ class Cycle:
         start = time.perf_counter_ns()
         try:
             scheduled.probe.collect(frame)
-            frame.derive(scheduled.probe.tables)
         except Exception as error:
             frame.discard(scheduled.probe.tables)
             self._count_failure(meter, error)

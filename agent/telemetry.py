@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.exporter import SinkWorker
-from agent.frame import NAN, Frame, Labels, TableSpec, counter, gauge
+from agent.frame import Frame
+from agent.table import NAN, Labels, TableSpec, counter, gauge
 from probes.probe import ProbeSettings
 from probes.procfs import PAGE_BYTES, ProcFile, integer
 

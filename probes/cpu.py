@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import ProbeError
-from agent.frame import COUNTER_MAX, Column, Frame, Labels, TableSpec, counter, gauge, ratio
+from agent.frame import Frame
+from agent.table import COUNTER_MAX, Column, Labels, TableSpec, counter, gauge, ratio
 from probes.probe import ProbeSettings
 from probes.procfs import ONE_RECORD, USER_HZ, Host, KeyedText, integers, scheduler_part
 

@@ -12,7 +12,8 @@ import re
 import numpy as np
 
 from agent.errors import ProbeError
-from agent.frame import NAN, Frame, Labels, Table, TableSpec, counter, gauge, rate, ratio
+from agent.frame import Frame
+from agent.table import NAN, Labels, Table, TableSpec, counter, gauge, rate, ratio
 from probes.probe import DeviceSettings, NameFilter, as_text
 from probes.procfs import Host
 from probes.rows import Cells, Mask, RowForm, RowReader, Rows

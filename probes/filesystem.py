@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from agent.frame import NAN, Frame, Labels, TableSpec, gauge
+from agent.frame import Frame
+from agent.table import NAN, Labels, TableSpec, gauge
 from agent.units import Duration
 from probes.mounts import Mount, MountTable
 from probes.probe import DeviceSettings, NameFilter, as_text

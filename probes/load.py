@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from agent.errors import ProbeError
-from agent.frame import NAN, Frame, TableSpec, gauge
+from agent.frame import Frame
+from agent.table import NAN, TableSpec, gauge
 from probes.probe import ProbeSettings
 from probes.procfs import ONE_RECORD, Host, KeyedText, scheduler_part
 

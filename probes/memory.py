@@ -6,7 +6,8 @@ The fields: proc_meminfo(5), Documentation/filesystems/proc.rst; vmstat's names:
 from __future__ import annotations
 
 from agent.errors import ProbeError
-from agent.frame import COUNTER_MAX, NAN, Frame, TableSpec, counter, gauge
+from agent.frame import Frame
+from agent.table import COUNTER_MAX, NAN, TableSpec, counter, gauge
 from probes.probe import ProbeSettings
 from probes.procfs import ONE_RECORD, PAGE_BYTES, Host, KeyedText
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import ProbeError
-from agent.frame import NAN, Frame, Labels, TableSpec, counter, gauge, rate
+from agent.frame import Frame
+from agent.table import NAN, Labels, TableSpec, counter, gauge, rate
 from probes.probe import DeviceSettings, NameFilter, RowLimit, as_text
 from probes.procfs import Host, ProcFile, integer
 from probes.rows import RowForm, RowReader

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 
-from agent.frame import NAN, Frame, Labels, TableSpec, counter, gauge
+from agent.frame import Frame
+from agent.table import NAN, Labels, TableSpec, counter, gauge
 from probes.probe import ProbeSettings
 from probes.procfs import Host
 

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar, Protocol
 
 import msgspec
 
-from agent.frame import Frame, TableSpec
+from agent.frame import Frame
+from agent.table import TableSpec
 from agent.units import Duration
 
 RowLimit = Annotated[int, msgspec.Meta(ge=1)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from agent.frame import COUNTER_MAX
+from agent.table import COUNTER_MAX
 from probes.procfs import integers
 
 Cells = npt.NDArray[np.uint64]

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import ProbeError
-from agent.frame import NAN, Frame, Labels, Table, TableSpec, counter, gauge
+from agent.frame import Frame
+from agent.table import NAN, Labels, Table, TableSpec, counter, gauge
 from probes.netlink import (
     AF_INET,
     ALL_STATES,

@@ -53,7 +53,7 @@ def collect() -> Iterator[Callable[..., Frame]]:
                 before_cycle(cycle)
             frame.begin(time_unix_ns, round(seconds * 1e9))
             probe.collect(frame)
-            frame.derive(probe_class.tables)
+            frame.derive()
         return frame
 
     yield run

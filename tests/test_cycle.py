@@ -16,10 +16,11 @@ import pytest
 from agent.cycle import WARM_UP_CYCLES, Cycle, Schedule, ScheduledProbe
 from agent.errors import ProbeError
 from agent.exporter import Exporter, SinkConfig
-from agent.frame import Frame, TableSpec, counter, gauge, rate
+from agent.frame import Frame
 from agent.logs import Log
 from agent.serializers.json_lines import Identity, JsonSerializer
 from agent.sinks.file import FileSettings, FileSink
+from agent.table import TableSpec, counter, gauge, rate
 from agent.telemetry import CycleMeter, ProbeMeter
 from probes.probe import ProbeSettings
 

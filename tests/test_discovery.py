@@ -15,8 +15,8 @@ from jsonschema import Draft202012Validator
 
 from agent import discovery
 from agent.errors import UsageError
-from agent.frame import TableSpec
 from agent.sinks.sink import SinkSettings
+from agent.table import TableSpec
 from agent.telemetry import AgentProbe
 from probes.probe import ProbeSettings
 
@@ -38,7 +38,7 @@ GPU = '''
 import msgspec
 
 from agent.errors import SinkError
-from agent.frame import TableSpec, counter, gauge, rate
+from agent.table import TableSpec, counter, gauge, rate
 from agent.sinks.sink import SinkSettings
 from probes.probe import ProbeSettings
 

@@ -8,8 +8,9 @@ import weakref
 import msgspec
 import pytest
 
-from agent.frame import Frame, Table, TableSpec, counter, gauge
+from agent.frame import Frame
 from agent.pool import BUFFER_KEEP_BYTES, BUFFER_START_BYTES, Buffer, Pool, buffer_pool
+from agent.table import Table, TableSpec, counter, gauge
 
 DISKS = TableSpec(
     "disks", "For tests.", counter("reads_total", "reads", "."), gauge("busy", "ratio", "."), labels=("device",),

@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 from agent.exporter import Exporter, SinkConfig
-from agent.frame import Frame, Table
+from agent.frame import Frame
 from agent.logs import Log
 from agent.sinks.file import FileSettings, FileSink
 from agent.sinks.sink import BufferSettings
+from agent.table import Table
 from agent.telemetry import AgentProbe, CycleMeter, ProbeMeter
 from agent.units import Size
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from agent.frame import Column, TableSpec
 from agent.serializers.json_lines import key_of
+from agent.table import Column, TableSpec
 
 
 def text(specs: Sequence[TableSpec]) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from agent.frame import Column, Frame, Kind, Table, TableSpec
+from agent.frame import Frame
 from agent.pool import Buffer
+from agent.table import Column, Kind, Table, TableSpec
 
 SCHEMA = "hostprobe/1"
 HEADER = ("schema", "host", "instance", "sequence", "time", "time_unix_ns", "interval_seconds", "tags")

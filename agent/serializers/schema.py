@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from agent.frame import COUNTER_MAX, Column, Kind, TableSpec
 from agent.serializers.json_lines import SCHEMA, key_of
+from agent.table import COUNTER_MAX, Column, Kind, TableSpec
 
 
 def line_schema(specs: Iterable[TableSpec]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import ProbeError
-from agent.frame import Frame, Table
+from agent.frame import Frame
+from agent.table import Table
 from probes.disk_io import DISK_IO, DISKSTATS, IO, DiskIoProbe, DiskIoSettings, PsutilDiskIoProbe, whole_disks
 from probes.procfs import Host
 from probes.rows import RowReader, parse_rows
@@ -38,7 +39,7 @@ class Cycles:
         self.now_ns += int(seconds * SECOND)
         self.frame.begin(self.now_ns, self.now_ns)
         self.probe.collect(self.frame)
-        self.frame.derive((DISK_IO, IO))
+        self.frame.derive()
         return {"io": shown(self.frame.tables["io"])[0]} | {
             row.pop("device"): row for row in shown(self.frame.tables["disk_io"])
         }

@@ -57,7 +57,7 @@ class Cycles:
         self.now_ns += int(seconds * SECOND)
         self.frame.begin(self.now_ns, self.now_ns)
         self.probe.collect(self.frame)
-        self.frame.derive((NETWORK,))
+        self.frame.derive()
         table = self.frame.tables["network"]
         rows: dict[str, Row] = {}
         for row in range(table.count):

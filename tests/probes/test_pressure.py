@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.frame import COUNTER_MAX, Frame
+from agent.frame import Frame
+from agent.table import COUNTER_MAX
 from probes.pressure import PRESSURE, PressureProbe, PsutilPressureProbe, parse_pressure
 from probes.probe import ProbeSettings
 from probes.procfs import Host

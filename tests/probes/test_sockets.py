@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import ProbeError
-from agent.frame import Frame, Table
+from agent.frame import Frame
+from agent.table import Table
 from probes.netlink import INET, TCP_LISTEN, UDP_UNCONNECTED, InetTally, SockDiag, Words
 from probes.procfs import PAGE_BYTES, Host
 from probes.socket_lists import SocketLists, count_inet, count_unix

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from agent.assembly import catalogue
-from agent.frame import TableSpec, counter, gauge, rate
 from agent.serializers import catalogue as rendering
+from agent.table import TableSpec, counter, gauge, rate
 
 SPECS = list(catalogue())
 SMALL = (

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from agent.frame import COUNTER_MAX, NAN, Frame, Labels, TableSpec, counter, gauge, rate, ratio
+from agent.frame import Frame
 from agent.pool import Buffer, buffer_pool
 from agent.serializers.json_lines import HEADER, Identity, JsonSerializer
 from agent.serializers.schema import line_schema
+from agent.table import COUNTER_MAX, NAN, Labels, TableSpec, counter, gauge, rate, ratio
 
 IDENTITY = Identity(host="web-1", instance="6f0c", tags={"env": "prod", "rack": "42"})
 TIME_NS = 1_795_217_867_123_456_789
@@ -83,7 +84,7 @@ def put_times(frame: Frame, counters: Sequence[int | None], gauges: Sequence[flo
     table = frame.open(TIMES)
     table.put_counters(0, counters)
     table.put_gauges(0, gauges)
-    frame.derive([TIMES])
+    frame.derive()
 
 
 def test_header_of_the_first_frame(writer: Writer) -> None:

@@ -12,10 +12,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from agent.assembly import catalogue
-from agent.frame import COUNTER_MAX, Frame, Kind
+from agent.frame import Frame
 from agent.pool import Buffer
 from agent.serializers.json_lines import Identity, JsonSerializer
 from agent.serializers.schema import line_schema
+from agent.table import COUNTER_MAX, Kind
 
 SPECS = list(catalogue())
 SCHEMA = line_schema(SPECS)
