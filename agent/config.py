@@ -306,5 +306,6 @@ def _choices(kind: Any) -> list[str]:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [str(member.value) for member in kind]
     if get_origin(kind) in (Union, UnionType, Annotated):
-        return [choice for part in get_args(kind) for choice in _choices(part)]
+        parts = get_args(kind)
+        return [choice for part in parts for choice in (["true", "false"] if part is bool else _choices(part))]
     return [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []

@@ -90,27 +90,27 @@ class Cycle:
 
     def collect(self, tick: int | None = None) -> None:
         """Fills the frame of this moment with the tables of the probes that are due; of all without a tick."""
-        self.frame.begin(time.time_ns(), time.monotonic_ns())
-        for scheduled in self.probes:
-            if tick is None or scheduled.is_due(tick):
-                self._collect(scheduled)
-        self.frame.derive()
-
-    def _collect(self, scheduled: ScheduledProbe) -> None:
-        meter = scheduled.meter
         frame = self.frame
+        frame.begin(time.time_ns(), time.monotonic_ns())
         start = time.perf_counter_ns()
-        try:
-            scheduled.probe.collect(frame)
-        except Exception as error:
-            frame.discard(scheduled.probe.tables)
-            self._count_failure(meter, error)
-        else:
-            meter.up = 1.0
-            if meter.failing:
-                self._log.info("probe works again", probe=meter.name)
-                meter.failing = ""
-        meter.seconds = (time.perf_counter_ns() - start) / 1e9
+        for scheduled in self.probes:
+            if tick is not None and not scheduled.is_due(tick):
+                continue
+            meter = scheduled.meter
+            try:
+                scheduled.probe.collect(frame)
+            except Exception as error:
+                frame.discard(scheduled.probe.tables)
+                self._count_failure(meter, error)
+            else:
+                meter.up = 1.0
+                if meter.failing:
+                    self._log.info("probe works again", probe=meter.name)
+                    meter.failing = ""
+            end = time.perf_counter_ns()
+            meter.seconds = (end - start) / 1e9
+            start = end
+        frame.derive()
 
     def _count_failure(self, meter: ProbeMeter, error: Exception) -> None:
         meter.failures += 1

@@ -109,24 +109,33 @@ class Rates:
         A row that was not there before, or one of whose used counters is unknown or fell,
         keeps NaN in all of them.
         """
-        pairs = [pair for pair in pairs if _comparable(*pair)]
-        if not pairs:
+        fresh: list[Table] = []
+        older: list[Table] = []
+        seconds: list[float] = []
+        shape: list[tuple[str, int]] = []
+        for table, previous in pairs:
+            elapsed_ns = table.monotonic_ns - previous.monotonic_ns
+            if elapsed_ns > 0 and table.count and table.continues:
+                fresh.append(table)
+                older.append(previous)
+                seconds.append(elapsed_ns / 1e9)
+                shape.append((table.spec.name, table.count))
+        if not fresh:
             return
-        shape = [(table.spec.name, table.count) for table, _ in pairs]
         if shape != self._shape:
-            self._plan = self._make_plan([table for table, _ in pairs])
+            self._plan = self._make_plan(fresh)
             self._shape = shape
         plan = self._plan
-        aligned = [_aligned(table, previous) for table, previous in pairs]
-        now = np.concatenate([table.counters[: table.count].ravel() for table, _ in pairs])
+        aligned = list(map(_aligned, fresh, older))
+        now = np.concatenate([table.counters[: table.count].ravel() for table in fresh])
         before = np.concatenate([counters.ravel() for counters, _ in aligned])
-        growth = np.empty(plan.size + len(pairs))
+        growth = np.empty(plan.size + len(fresh))
         growth[: plan.size] = now - before
-        growth[plan.size :] = [(table.monotonic_ns - previous.monotonic_ns) / 1e9 for table, previous in pairs]
+        growth[plan.size :] = seconds
         unusable = now < before
         if unusable.any() or any(unknown is not None for _, unknown in aligned):
             start = 0
-            for (_, unknown), (table, _), derivation in zip(aligned, pairs, plan.derivations, strict=True):
+            for (_, unknown), table, derivation in zip(aligned, fresh, plan.derivations, strict=True):
                 stop = start + table.counters[: table.count].size
                 rows = unusable[start:stop].reshape(table.count, -1)
                 if unknown is not None:
@@ -139,7 +148,7 @@ class Rates:
         np.divide(over, by, out=derived, where=by > 0)
         np.minimum(derived, plan.ceilings, out=derived)
         start = 0
-        for (table, _), derivation, end in zip(pairs, plan.derivations, plan.ends, strict=True):
+        for table, derivation, end in zip(fresh, plan.derivations, plan.ends, strict=True):
             table.gauges[: table.count, derivation.target] = derived[start:end].reshape(table.count, -1)
             start = end
 
@@ -188,10 +197,6 @@ class _Terms:
         self.sizes.append(np.tile(side.sizes, count))
         self._start += count * width
         self._seconds += 1
-
-
-def _comparable(table: Table, previous: Table) -> bool:
-    return bool(table.count) and table.continues and table.monotonic_ns > previous.monotonic_ns
 
 
 def _aligned(table: Table, previous: Table) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_] | None]:

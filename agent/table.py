@@ -18,8 +18,8 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-Labels = tuple[str, ...]
-"""One row's key: the values of a table's key labels, in their order."""
+Labels = tuple[str | None, ...]
+"""One row's key: the values of a table's key labels, in their order; None where one is unknown."""
 
 COUNTER_MAX = 2**64 - 1
 NAN = math.nan
@@ -94,6 +94,7 @@ class TableSpec:
         rows: rows that a new table from the pool has room for.
         keep_rows: a table that grew above this is not kept by the pool.
         help: one sentence: the table's subject.
+        optional: labels and columns that are there only where a setting asks for them.
 
     Attributes:
         derives: some columns are computed from counters (agent/rates.py).
@@ -107,11 +108,13 @@ class TableSpec:
         labels: Sequence[str] = (),
         rows: int = 16,
         keep_rows: int = 1024,
+        optional: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.help = help
         self.columns = columns
         self.labels = tuple(labels)
+        self.optional = frozenset(optional)
         self.rows = rows if labels else 1
         self.keep_rows = keep_rows
         self.counters = tuple(c for c in columns if c.kind is Kind.COUNTER)
@@ -124,7 +127,19 @@ class TableSpec:
         self.counter_index = {c.name: i for i, c in enumerate(self.counters)}
         self.gauge_index = {c.name: i for i, c in enumerate(self.gauges)}
         assert len(self.counter_index) + len(self.gauge_index) == len(columns), f"{name}: a column declared twice"
+        assert self.optional <= {*labels, *self.counter_index, *self.gauge_index}, f"{name}: optional is no name of it"
         self.derives = any(c.over for c in columns)
+
+    def without_optional(self) -> TableSpec:
+        """The same table where the setting doesn't ask."""
+        return TableSpec(
+            self.name,
+            self.help,
+            *(column for column in self.columns if column.name not in self.optional),
+            labels=[name for name in self.labels if name not in self.optional],
+            rows=self.rows,
+            keep_rows=self.keep_rows,
+        )
 
 
 class Table:
@@ -188,8 +203,8 @@ class Table:
         self.continues = True
         self.labels = ()
 
-    def claim(self, labels: Sequence[Labels], row_limit: int | None = None) -> int:
-        """Takes a row for each of `labels`, at most `row_limit`; counts the rest as dropped.
+    def claim(self, labels: Sequence[Labels], row_limit: int | None = None, left_out: int = 0) -> int:
+        """Takes a row for each of `labels`, at most `row_limit`; counts the rest, and `left_out` before, as dropped.
 
         Call it once, before any row is filled. A list that is the same object at each
         cycle spares the comparison of its items.
@@ -199,8 +214,9 @@ class Table:
         """
         assert self.count == 0, f"{self.spec.name}: rows claimed twice"
         count = len(labels)
+        self.dropped = left_out
         if row_limit is not None and count > row_limit:
-            self.dropped = count - row_limit
+            self.dropped += count - row_limit
             count = row_limit
             labels = labels[:count]
         if count > self.capacity:

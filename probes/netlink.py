@@ -1,9 +1,9 @@
-"""NETLINK_SOCK_DIAG: every socket of the network namespace, counted without an object for each.
+"""NETLINK_SOCK_DIAG: every socket of the network namespace, without an object for each.
 
 The kernel answers a dump request with datagrams of some 32 KB, each a chain of messages:
 `struct nlmsghdr`, a fixed structure (`inet_diag_msg`, `unix_diag_msg`), attributes. Their
 lengths differ, so the start of each message is found for a whole datagram at once, and
-what is wanted of them is gathered from there. Sources: linux/netlink.h, sock_diag.h,
+the tallies of probes/socket_tallies.py gather what they want from there. Sources: linux/netlink.h, sock_diag.h,
 inet_diag.h, unix_diag.h; net/ipv4/inet_diag.c.
 """
 
@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -23,12 +24,9 @@ from agent.errors import ProbeError
 Words = npt.NDArray[np.uint32]
 Offsets = npt.NDArray[np.intp]
 
-TCP_LISTEN = 10
-UDP_UNCONNECTED = 7  # TCP_CLOSE: what an UDP socket is unless it is connected
 ALL_STATES = 0xFFF
 AF_INET = 2
 AF_INET6 = 10
-UNIX_STREAM, UNIX_DGRAM, UNIX_SEQPACKET = 1, 2, 5
 
 INET = np.dtype(
     [
@@ -50,18 +48,23 @@ INET = np.dtype(
     ]
 )
 """struct inet_diag_msg; an IPv4 address is the first 4 of the 16 bytes, the others are 0."""
-INET_WORDS = INET.itemsize // 4
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _INT = struct.Struct("=i")
-_HEADER_WORDS = _HEADER.size // 4
-_UNIX_BYTES = 16  # family, type, state, padding; inode; cookie
+_ATTRIBUTE = struct.Struct("=HH")  # length with these 4 bytes, type
+HEADER_BYTES = _HEADER.size
+UNIX_BYTES = 16  # struct unix_diag_msg: family, type, state, padding; inode; cookie
+
+INET_DIAG_INFO = 2  # attribute: struct tcp_info
+UNIX_DIAG_NAME, UNIX_DIAG_RQLEN, UNIX_DIAG_UID = 0, 4, 7  # attributes
+_UNIX_DETAILS = 1 << 0 | 1 << 4 | 1 << 6  # UDIAG_SHOW_NAME, _RQLEN, _UID (5.3; older kernels overlook it)
 
 _NETLINK_SOCK_DIAG = 4
 _NLMSG_ERROR, _NLMSG_DONE, _NLMSG_OVERRUN = 2, 3, 4
 _NLM_F_REQUEST_DUMP = 0x301
 _NLM_F_MULTI = 2
 _NLM_F_DUMP_INTR = 0x10
+_NLA_TYPE_MASK = 0x3FFF
 _TCPDIAG_GETSOCK = 18
 _SOCK_DIAG_BY_FAMILY = 20
 
@@ -106,69 +109,48 @@ class Tally(Protocol):
     def take(self, reply: Reply, at: Offsets) -> None:
         """Counts messages, given the word at which each one's header starts; shape (n,)."""
 
+    def take_one(self, data: bytearray, start: int, end: int) -> None:
+        """Counts the message from byte `start` up to `end`."""
+
 
 TallyT = TypeVar("TallyT", bound=Tally)
 
 
-class InetTally:
-    """Sockets by state, and those in one state kept.
+def find_attributes(words: Words, at: Offsets, first: int, kind: int, need: int = 1) -> Offsets:
+    """Where the content of an attribute begins in each of some messages, as a word; 0 where there is none.
 
-    Attributes:
-        states: int64, shape (256,): how many sockets are in each state.
-        kept: uint32, shape (n, 18): an `inet_diag_msg` a row, in words; `.view(INET)` names its parts.
+    Args:
+        at: the words at which the messages' headers start, shape (n,).
+        first: words from there to the first attribute.
+        need: words of content that it has at least.
     """
-
-    __slots__ = ("_kept", "_state", "states")
-
-    def __init__(self, state: int) -> None:
-        self._state = state
-        self._kept: list[Words] = []
-        self.states = np.zeros(256, dtype=np.int64)
-
-    def take(self, reply: Reply, at: Offsets) -> None:
-        states = reply.octets[(at << 2) + (_HEADER.size + 1)]
-        self.states += np.bincount(states, minlength=256)
-        starts = at[states == self._state]
-        if len(starts):
-            self.keep(reply.words[starts[:, None] + _INET_PLACES])
-
-    def keep(self, rows: Words) -> None:
-        """Adds sockets to those kept; uint32, shape (n, 18)."""
-        self._kept.append(rows)
-
-    def add(self, other: InetTally) -> None:
-        """Adds another tally's sockets."""
-        self.states += other.states
-        self._kept += other._kept
-
-    @property
-    def kept(self) -> Words:
-        if len(self._kept) != 1:
-            self._kept = [np.concatenate(self._kept) if self._kept else _NONE_KEPT]
-        return self._kept[0]
+    halves = words.view(np.uint16)
+    found = np.zeros(len(at), dtype=np.intp)
+    ends = at + ((words[at].astype(np.intp) + 3) >> 2)
+    places = at + first
+    going = np.flatnonzero(places < ends)
+    while len(going):
+        place = places[going]
+        size = halves[2 * place].astype(np.intp)
+        after = place + ((size + 3) >> 2)
+        good = (size >= 4) & (after <= ends[going])
+        hit = good & (halves[2 * place + 1] & _NLA_TYPE_MASK == kind) & (size >= 4 + 4 * need)
+        found[going[hit]] = place[hit] + 1
+        places[going] = after
+        going = going[good & ~hit & (after < ends[going])]
+    return found
 
 
-class UnixTally:
-    """Unix sockets by type, and those that listen.
-
-    Attributes:
-        types: int64, shape (256,): how many sockets there are of each type (SOCK_STREAM is 1).
-    """
-
-    __slots__ = ("listening", "types")
-
-    def __init__(self) -> None:
-        self.types = np.zeros(256, dtype=np.int64)
-        self.listening = 0
-
-    def take(self, reply: Reply, at: Offsets) -> None:
-        starts = at << 2
-        self.types += np.bincount(reply.octets[starts + (_HEADER.size + 1)], minlength=256)
-        self.listening += int(np.count_nonzero(reply.octets[starts + (_HEADER.size + 2)] == TCP_LISTEN))
-
-
-_INET_PLACES = np.arange(_HEADER_WORDS, _HEADER_WORDS + INET_WORDS)
-_NONE_KEPT: Words = np.zeros((0, INET_WORDS), dtype=np.uint32)
+def find_attribute(data: bytearray, start: int, end: int, kind: int) -> bytes | None:
+    """The content of an attribute among those from byte `start` up to `end`; None where there is none."""
+    while start + _ATTRIBUTE.size <= end:
+        size, found = _ATTRIBUTE.unpack_from(data, start)
+        if size < _ATTRIBUTE.size or start + size > end:
+            return None
+        if found & _NLA_TYPE_MASK == kind:
+            return bytes(data[start + _ATTRIBUTE.size : start + size])
+        start += (size + 3) & ~3
+    return None
 
 
 class SockDiag:
@@ -189,26 +171,30 @@ class SockDiag:
         self._sequence = int.from_bytes(os.urandom(4), "little")
         self._socket = self._open()
 
-    def tcp(self, states: int = ALL_STATES) -> InetTally:
-        """TCP sockets of both families in the states of the mask; those in LISTEN are kept.
+    def tcp(self, states: int, make: Callable[[], TallyT], info: bool = False) -> TallyT:
+        """Counts TCP sockets of both families in the states of the mask.
 
         The first version of the request has no family, and walks the kernel's table once
         where the second one would walk it for IPv4 and again for IPv6.
+
+        Args:
+            make: makes what they are counted into.
+            info: ask for each socket's tcp_info as well.
 
         Raises:
             RefusedError: the kernel does not offer it, or not to us.
             ProbeError: it failed, twice where a repetition could help.
         """
-        return self._dump(_TCPDIAG_GETSOCK, _inet_request_v1(states), INET.itemsize, _keep_listening)
+        return self._dump(_TCPDIAG_GETSOCK, inet_request_v1(states, info), INET.itemsize, make)
 
-    def udp(self, family: int) -> InetTally:
-        """UDP sockets of a family that are bound and not connected, all kept. Raises as `tcp`."""
-        payload = _inet_request_v2(family, socket.IPPROTO_UDP, 1 << UDP_UNCONNECTED)
-        return self._dump(_SOCK_DIAG_BY_FAMILY, payload, INET.itemsize, _keep_unconnected)
+    def udp(self, family: int, states: int, make: Callable[[], TallyT]) -> TallyT:
+        """Counts UDP sockets of a family in the states of the mask. Raises as `tcp`."""
+        payload = inet_request_v2(family, socket.IPPROTO_UDP, states)
+        return self._dump(_SOCK_DIAG_BY_FAMILY, payload, INET.itemsize, make)
 
-    def unix(self) -> UnixTally:
-        """All Unix sockets. Raises as `tcp`."""
-        return self._dump(_SOCK_DIAG_BY_FAMILY, _UNIX_REQUEST, _UNIX_BYTES, UnixTally)
+    def unix(self, make: Callable[[], TallyT], details: bool = False) -> TallyT:
+        """Counts all Unix sockets, with name, queues and user where `details` are wanted. Raises as `tcp`."""
+        return self._dump(_SOCK_DIAG_BY_FAMILY, unix_request(details), UNIX_BYTES, make)
 
     def close(self) -> None:
         self._socket.close()
@@ -259,9 +245,7 @@ class SockDiag:
                 size = self._socket.recv_into(self._reply.data, 0, socket.MSG_TRUNC)
                 if size > len(self._reply.data):
                     raise self._outgrown(size)
-                at, done = messages(self._reply, size, sequence, kind, payload_bytes)
-                if len(at):
-                    tally.take(self._reply, at)
+                done = messages(self._reply, size, sequence, kind, payload_bytes, tally)
         except OSError as error:
             raise _failure(error.errno or 0, "sock_diag") from error
 
@@ -272,8 +256,8 @@ class SockDiag:
         return BrokenDumpError(f"sock_diag: a datagram of {size} bytes was cut off")
 
 
-def messages(reply: Reply, size: int, sequence: int, kind: int, payload_bytes: int) -> tuple[Offsets, bool]:
-    """Where the messages of a dump start in a datagram, and whether it is the dump's last one.
+def messages(reply: Reply, size: int, sequence: int, kind: int, payload_bytes: int, tally: Tally) -> bool:
+    """Counts the messages of a dump that are in a datagram; returns whether it is the dump's last one.
 
     Args:
         size: the datagram's bytes; what is behind them is old.
@@ -281,24 +265,17 @@ def messages(reply: Reply, size: int, sequence: int, kind: int, payload_bytes: i
         kind: the type of the messages wanted.
         payload_bytes: what each of them has at least behind its header.
 
-    Returns:
-        The words at which their headers start, shape (n,), and whether NLMSG_DONE was there.
-
     Raises:
         BrokenDumpError: cut short, damaged, or called inconsistent by the kernel.
         RefusedError, ProbeError: the kernel answers with an error.
     """
     minimum = _HEADER.size + payload_bytes
-    leading, start = _NO_OFFSETS, 0
+    start = 0
     if size >= _WALKED_BYTES:
         leading, start = _leading(reply.words[: size // 4], sequence, kind | _NLM_F_MULTI << 16, minimum)
-        if start == size:
-            return leading, False
-    walked, done = _walk(reply.data, start, size, sequence, kind, minimum)
-    if not walked:
-        return leading, done
-    at = np.array(walked, dtype=np.intp)
-    return np.concatenate((leading, at)) if len(leading) else at, done
+        if len(leading):
+            tally.take(reply, leading)
+    return start < size and _walk(reply.data, start, size, sequence, kind, minimum, tally)
 
 
 def _leading(words: Words, sequence: int, kind_and_flags: int, minimum: int) -> tuple[Offsets, int]:
@@ -317,9 +294,8 @@ def _leading(words: Words, sequence: int, kind_and_flags: int, minimum: int) -> 
     return at[:count], int(ends[count - 1]) * 4 if count else 0
 
 
-def _walk(data: bytearray, start: int, size: int, sequence: int, kind: int, minimum: int) -> tuple[list[int], bool]:
+def _walk(data: bytearray, start: int, size: int, sequence: int, kind: int, minimum: int, tally: Tally) -> bool:
     """The same as `messages`, from byte `start` on, message by message: for what is short or odd."""
-    at: list[int] = []
     while start < size:
         if size - start < _HEADER.size:
             raise BrokenDumpError(f"sock_diag: {size - start} bytes behind the last message")
@@ -332,18 +308,18 @@ def _walk(data: bytearray, start: int, size: int, sequence: int, kind: int, mini
             if found == kind:
                 if length < minimum:
                     raise BrokenDumpError(f"sock_diag: a message of {length} bytes, expected {minimum}")
-                at.append(start >> 2)
+                tally.take_one(data, start, start + length)
             elif found in (_NLMSG_DONE, _NLMSG_ERROR):
                 # A dump that fails on its way says so in NLMSG_DONE, for example where tcp_diag is missing.
                 code = _INT.unpack_from(data, start + _HEADER.size)[0] if length >= _HEADER.size + 4 else 0
                 if code:
                     raise _failure(-code, "sock_diag")
                 if found == _NLMSG_DONE:
-                    return at, True
+                    return True
             elif found == _NLMSG_OVERRUN:
                 raise BrokenDumpError("sock_diag: the kernel lost a part of the dump")
         start += (length + 3) & ~3
-    return at, False
+    return False
 
 
 def _failure(errno: int, what: str) -> ProbeError:
@@ -356,24 +332,19 @@ def _failure(errno: int, what: str) -> ProbeError:
     return ProbeError(f"{what}: {os.strerror(errno) if 0 < errno < 4096 else f'error {errno}'}")
 
 
-def _inet_request_v1(states: int) -> bytes:
+@cache
+def inet_request_v1(states: int, info: bool = False) -> bytes:
     """struct inet_diag_req: family, lengths, extensions; 48 bytes of socket id; states; dbs."""
-    return struct.pack("=4B48xII", 0, 0, 0, 0, states, 0)
+    return struct.pack("=4B48xII", 0, 0, 0, 1 << INET_DIAG_INFO - 1 if info else 0, states, 0)
 
 
-def _inet_request_v2(family: int, protocol: int, states: int) -> bytes:
+@cache
+def inet_request_v2(family: int, protocol: int, states: int) -> bytes:
     """struct inet_diag_req_v2: family, protocol, extensions, padding; states; 48 bytes of socket id."""
     return struct.pack("=4BI48x", family, protocol, 0, 0, states)
 
 
-def _keep_listening() -> InetTally:
-    return InetTally(TCP_LISTEN)
-
-
-def _keep_unconnected() -> InetTally:
-    return InetTally(UDP_UNCONNECTED)
-
-
-_NO_OFFSETS: Offsets = np.zeros(0, dtype=np.intp)
-# struct unix_diag_req: family, protocol, padding; states; inode; show; cookie, whose all ones mean "any".
-_UNIX_REQUEST = struct.pack("=BBHIIIII", 1, 0, 0, 0xFFFFFFFF, 0, 0, 0xFFFFFFFF, 0xFFFFFFFF)
+@cache
+def unix_request(details: bool = False) -> bytes:
+    """struct unix_diag_req: family, protocol, padding; states; inode; show; cookie, whose all ones mean "any"."""
+    return struct.pack("=BBHIIIII", 1, 0, 0, 0xFFFFFFFF, 0, _UNIX_DETAILS if details else 0, 0xFFFFFFFF, 0xFFFFFFFF)

@@ -55,9 +55,10 @@ class PressureProbe:
             self._labels = list(labels)
         table = frame.open(PRESSURE)
         count = table.claim(self._labels)
-        for row, text in zip(range(count), (text for _, text in texts if text), strict=True):
-            some, full = parse_pressure(text)
-            table.put_gauges(row, some[:3] + full[:3])
+        parsed = [parse_pressure(text) for _, text in texts if text]
+        if parsed:
+            table.gauges[:count] = [some[:3] + full[:3] for some, full in parsed]
+        for row, (some, full) in enumerate(parsed):
             table.put_counters(row, (some[3], full[3]))
 
     def close(self) -> None: ...

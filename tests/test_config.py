@@ -466,13 +466,10 @@ MISTAKES = [
         'probes.load.interval = 10: expected a duration such as "250ms", "10s" or "1m", 3650d at most',
     ),
     (
-        "[probes.sockets]\nconnections = true",
-        "probes.sockets.connections = true: expected false: rows for single sockets are not available in this version",
+        "[probes.sockets]\ntcp_states = 'sumary'",
+        "probes.sockets.tcp_states = \"sumary\": expected 'summary', or another of true false summary",
     ),
-    (
-        "[probes.sockets]\nprocesses = true",
-        "probes.sockets.processes = true: expected false: rows for single sockets are not available in this version",
-    ),
+    ("[probes.sockets]\nprocesses = 'no'", 'probes.sockets.processes = "no": expected true or false'),
     ("[sinks.main]\ntype = 'stdoutt'", "sinks.main.type = \"stdoutt\": expected 'stdout', or another of stdout file"),
     ("[sinks.main]\ntype = 3", "sinks.main.type = 3: expected one of stdout file"),
     ("[sinks.main]\nformat = 'jsn'", "sinks.main.format = \"jsn\": expected 'json', or another of json"),

@@ -30,7 +30,7 @@ TABLES = {
     "filesystem": "filesystem",
     "network": "network",
     "pressure": "pressure",
-    "sockets": "tcp udp unix listening",
+    "sockets": "tcp udp unix listening connections udp_sockets unix_sockets",
     "agent": "agent agent_probe agent_sink",
 }
 

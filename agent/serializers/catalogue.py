@@ -38,6 +38,7 @@ def json(specs: Sequence[TableSpec]) -> str:
             "table": spec.name,
             "help": spec.help,
             "labels": spec.labels,
+            "optional": sorted(spec.optional),
             "columns": [
                 {"name": c.name, "kind": c.kind, "unit": c.unit, "derived": c.derived, "help": c.help}
                 for c in spec.columns

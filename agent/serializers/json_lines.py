@@ -71,7 +71,8 @@ class JsonSerializer:
         for name, table in frame.tables.items():
             rows = self._rows[name]
             need += rows.static_bytes + table.count * rows.row_bytes
-            document[rows.key] = rows.of(table) if table.spec.labels else rows.of(table)[0]
+            found = rows.of(table)
+            document[rows.key] = found if rows.labelled else found[0]
             if table.dropped:
                 document[f"{rows.key}_rows_dropped"] = table.dropped
         if need > buffer.capacity:
@@ -105,6 +106,7 @@ class _Rows:
 
     def __init__(self, spec: TableSpec, rates: bool) -> None:
         self.key = key_of(spec)
+        self.labelled = bool(spec.labels)
         columns = [column for column in spec.columns if rates or not column.derived]
         names = [*spec.labels, *(column.name for column in columns)]
         self._make = _compile(spec, columns, names, "c[{0}] / {1}")
@@ -116,13 +118,16 @@ class _Rows:
     def of(self, table: Table) -> list[Any]:
         """The table's rows, in their order."""
         count = table.count
-        counters: list[list[Any]] = table.counters[:count].tolist()
+        shown_counters, shown_gauges = table.counters, table.gauges
+        if count < table.capacity:
+            shown_counters, shown_gauges = shown_counters[:count], shown_gauges[:count]
+        counters: list[list[Any]] = shown_counters.tolist()
         make = self._make
         if not table.complete:
             make = self._make_incomplete
             for row, index in np.argwhere(table.unknown[:count]).tolist():
                 counters[row][index] = None
-        return list(map(make, table.labels, counters, table.gauges[:count].tolist()))
+        return list(map(make, table.labels, counters, shown_gauges.tolist()))
 
 
 def _compile(spec: TableSpec, columns: Sequence[Column], names: Sequence[str], scaled: str) -> Callable[..., Any]:

@@ -13,7 +13,8 @@ def line_schema(specs: Iterable[TableSpec]) -> dict[str, Any]:
     """JSON Schema (2020-12) that every line validates against.
 
     A table may be absent (its probe is off, not due, or failed); columns that are read
-    are always there, null where unknown; derived ones are absent with `rates = false`.
+    are always there, null where unknown; derived ones are absent with `rates = false`,
+    optional ones where no setting asks for them.
     """
     header: dict[str, Any] = {
         "schema": {"const": SCHEMA, "description": "The version of this layout."},
@@ -53,11 +54,12 @@ def line_schema(specs: Iterable[TableSpec]) -> dict[str, Any]:
 
 
 def _table(spec: TableSpec) -> dict[str, Any]:
-    labels = {name: {"type": "string"} for name in spec.labels}
+    labels = {name: {"type": ["string", "null"] if name in spec.optional else "string"} for name in spec.labels}
+    always = [column.name for column in spec.columns if not column.derived]
     row: dict[str, Any] = {
         "type": "object",
         "properties": labels | {column.name: _column(column) for column in spec.columns},
-        "required": [*spec.labels, *(column.name for column in spec.columns if not column.derived)],
+        "required": [name for name in (*spec.labels, *always) if name not in spec.optional],
         "additionalProperties": False,
     }
     if not spec.labels:

@@ -29,6 +29,7 @@ from agent import config  # noqa: E402
 from agent.assembly import Agent  # noqa: E402
 from agent.logs import Log  # noqa: E402
 from probes import netlink  # noqa: E402
+from probes.socket_tallies import UDP_UNCONNECTED  # noqa: E402
 
 Work = Callable[[], object]
 
@@ -54,10 +55,10 @@ class RawReader:
         self._requests = [
             struct.pack("=IHHII", 16 + len(payload), kind, 0x301, 1, 0) + payload
             for kind, payload in (
-                (18, netlink._inet_request_v1(netlink.ALL_STATES)),
-                (20, netlink._inet_request_v2(socket.AF_INET, socket.IPPROTO_UDP, 1 << netlink.UDP_UNCONNECTED)),
-                (20, netlink._inet_request_v2(socket.AF_INET6, socket.IPPROTO_UDP, 1 << netlink.UDP_UNCONNECTED)),
-                (20, netlink._UNIX_REQUEST),
+                (18, netlink.inet_request_v1(netlink.ALL_STATES)),
+                (20, netlink.inet_request_v2(socket.AF_INET, socket.IPPROTO_UDP, 1 << UDP_UNCONNECTED)),
+                (20, netlink.inet_request_v2(socket.AF_INET6, socket.IPPROTO_UDP, 1 << UDP_UNCONNECTED)),
+                (20, netlink.unix_request()),
             )
         ]
 

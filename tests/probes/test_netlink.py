@@ -10,6 +10,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,15 +22,13 @@ from probes.netlink import (
     AF_INET,
     AF_INET6,
     INET,
-    TCP_LISTEN,
     BrokenDumpError,
-    InetTally,
     RefusedError,
     Reply,
     SockDiag,
-    UnixTally,
     messages,
 )
+from probes.socket_tallies import INET_RECORD, LISTEN, UDP_UNCONNECTED, InetTally, UnixTally
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="netlink is Linux's")
 
@@ -63,18 +62,28 @@ def error(code: int) -> bytes:
 def parse(datagram: bytes) -> tuple[InetTally, bool]:
     """The datagram's TCP sockets, from a buffer that has an older and longer one's bytes behind it."""
     reply = Reply(bytearray(datagram) + bytearray(inet(1) * 3))
-    at, finished = messages(reply, len(datagram), SEQUENCE, TCPDIAG, INET.itemsize)
-    tally = InetTally(TCP_LISTEN)
-    tally.take(reply, at)
-    return tally, finished
+    tally = listeners()
+    return tally, messages(reply, len(datagram), SEQUENCE, TCPDIAG, INET.itemsize, tally)
+
+
+def listeners() -> InetTally:
+    return InetTally(1 << LISTEN)
+
+
+def unconnected() -> InetTally:
+    return InetTally(1 << UDP_UNCONNECTED)
+
+
+def listed(tally: InetTally) -> np.ndarray[Any, np.dtype[np.void]]:
+    return np.frombuffer(tally.listed, dtype=INET_RECORD)
 
 
 def states_of(tally: InetTally) -> dict[int, int]:
-    return {state: count for state, count in enumerate(tally.states.tolist()) if count}
+    return {state: count for state, count in enumerate(tally.states) if count}
 
 
 def ports_of(tally: InetTally) -> list[int]:
-    ports: list[int] = tally.kept.view(INET)["local_port"].ravel().tolist()
+    ports: list[int] = listed(tally)["local_port"].tolist()
     return ports
 
 
@@ -95,7 +104,7 @@ def test_every_message_is_counted_once_whatever_its_length(
     for state, _, _ in those:
         expected[state] = expected.get(state, 0) + 1
     assert states_of(tally) == expected
-    assert ports_of(tally) == [port for state, port, _ in those if state == TCP_LISTEN]
+    assert ports_of(tally) == [port for state, port, _ in those if state == LISTEN]
     assert finished == is_last
 
 
@@ -111,8 +120,8 @@ def test_short_and_long_messages_together_as_time_wait_has_them() -> None:
     """A TIME_WAIT socket comes without attributes, an established one with them."""
     tally, finished = parse((inet(1, attributes=bytes(8)) + inet(6) + inet(10, 22, queue=7, attributes=bytes(28))) * 50)
     assert states_of(tally) == {1: 50, 6: 50, 10: 50}
-    assert tally.kept.shape == (50, 18)
-    assert set(tally.kept.view(INET)["receive_queue"].ravel().tolist()) == {7}
+    assert len(listed(tally)) == 50
+    assert set(listed(tally)["receive_queue"].tolist()) == {7}
     assert not finished
 
 
@@ -163,7 +172,7 @@ def test_damage_ends_in_counts_or_a_probe_error(data: st.DataObject) -> None:
         tally, _ = parse(bytes(damaged))
     except ProbeError:
         return
-    assert 0 <= tally.states.sum() <= len(damaged) / 88
+    assert 0 <= sum(tally.states) <= len(damaged) / 88
 
 
 @given(st.binary(max_size=5000))
@@ -172,7 +181,7 @@ def test_any_bytes_end_in_counts_or_a_probe_error(noise: bytes) -> None:
         tally, _ = parse(noise)
     except ProbeError:
         return
-    assert tally.states.sum() == 0
+    assert sum(tally.states) == 0
 
 
 def test_unix_sockets_by_type_and_state() -> None:
@@ -181,10 +190,9 @@ def test_unix_sockets_by_type_and_state() -> None:
         message(20, struct.pack("=4BIII", 1, kind, state, 0, 77, 1, 0) + bytes(state * 4)) for kind, state in listing
     )
     reply = Reply(bytearray(datagram))
-    at, finished = messages(reply, len(datagram), SEQUENCE, 20, 16)
     tally = UnixTally()
-    tally.take(reply, at)
-    assert (tally.types[1], tally.types[2], tally.types[5], tally.types.sum()) == (90, 30, 60, 180)
+    finished = messages(reply, len(datagram), SEQUENCE, 20, 16, tally)
+    assert (tally.types[1], tally.types[2], tally.types[5], sum(tally.types)) == (90, 30, 60, 180)
     assert tally.listening == 60
     assert not finished
 
@@ -254,46 +262,46 @@ def damaged(sequence: int) -> list[bytes]:
 
 
 def test_datagrams_of_a_dump_are_counted_together(ask: Callable[..., PeerDiag]) -> None:
-    assert states_of(ask(whole).tcp()) == {1: 40, 10: 1}
+    assert states_of(ask(whole).tcp(0xFFF, listeners)) == {1: 40, 10: 1}
 
 
 @pytest.mark.parametrize("first", [interrupted, damaged])
 def test_a_broken_dump_is_repeated_once_and_never_counted_half(ask: Callable[..., PeerDiag], first: Answer) -> None:
     diag = ask(first, whole)
-    assert states_of(diag.tcp()) == {1: 40, 10: 1}
+    assert states_of(diag.tcp(0xFFF, listeners)) == {1: 40, 10: 1}
     assert len(diag.peers) == 2
     diag = ask(first, first, whole)
     with pytest.raises(BrokenDumpError):
-        diag.tcp()
+        diag.tcp(0xFFF, listeners)
     assert len(diag.peers) == 3
-    assert states_of(diag.tcp()) == {1: 40, 10: 1}
+    assert states_of(diag.tcp(0xFFF, listeners)) == {1: 40, 10: 1}
 
 
 def test_a_datagram_that_does_not_fit_makes_the_buffer_grow(ask: Callable[..., PeerDiag]) -> None:
     diag = ask(whole, whole, datagram_bytes=100)
-    assert states_of(diag.tcp()) == {1: 40, 10: 1}
+    assert states_of(diag.tcp(0xFFF, listeners)) == {1: 40, 10: 1}
     assert len(diag.peers) == 2
-    assert states_of(diag.tcp()) == {1: 40, 10: 1}
+    assert states_of(diag.tcp(0xFFF, listeners)) == {1: 40, 10: 1}
     assert len(diag.peers) == 2
 
 
 def test_an_answer_to_an_older_request_is_passed_over(ask: Callable[..., PeerDiag]) -> None:
     diag = ask(lambda sequence: [*whole(sequence - 1), *whole(sequence)])
-    assert states_of(diag.tcp()) == {1: 40, 10: 1}
+    assert states_of(diag.tcp(0xFFF, listeners)) == {1: 40, 10: 1}
 
 
 def test_no_answer_is_an_error_after_a_second_and_the_next_request_goes_on(ask: Callable[..., PeerDiag]) -> None:
     diag = ask(None, whole)
     with pytest.raises(ProbeError, match="no answer within 1 s"):
-        diag.tcp()
-    assert states_of(diag.tcp()) == {1: 40, 10: 1}
+        diag.tcp(0xFFF, listeners)
+    assert states_of(diag.tcp(0xFFF, listeners)) == {1: 40, 10: 1}
 
 
 def test_a_refusal_is_not_repeated(ask: Callable[..., PeerDiag]) -> None:
     diag = ask(lambda sequence: [message(ERROR, struct.pack("=i", -errno.EPERM), sequence=sequence, flags=0)])
     for _ in range(2):
         with pytest.raises(RefusedError, match="not permitted"):
-            diag.unix()
+            diag.unix(UnixTally)
     assert len(diag.peers) == 1
 
 
@@ -327,15 +335,15 @@ def test_the_kernel_lists_what_this_test_opened(diag: SockDiag) -> None:
     ):
         bound.bind(("127.0.0.1", 0))
         connected.connect(bound.getsockname())
-        for states in (0xFFF, 1 << TCP_LISTEN):
-            rows = {int(row["inode"]): row for row in diag.tcp(states).kept.view(INET)[:, 0]}
+        for states in (0xFFF, 1 << LISTEN):
+            rows = {int(row["inode"]): row for row in listed(diag.tcp(states, listeners))}
             row, row6 = rows[inode(server)], rows[inode(server6)]
-            assert (row["family"], row["state"], row["local_port"]) == (AF_INET, TCP_LISTEN, server.getsockname()[1])
+            assert (row["family"], row["state"], row["local_port"]) == (AF_INET, LISTEN, server.getsockname()[1])
             assert row["local"].tobytes() == bytes((127, 0, 0, 1)).ljust(16, b"\0")
             assert row["send_queue"] == 17
             assert (row6["family"], row6["local_port"]) == (AF_INET6, server6.getsockname()[1])
             assert row6["local"].tobytes() == bytes(15) + b"\1"
-        udp = diag.udp(AF_INET).kept.view(INET)["inode"].ravel().tolist()
+        udp = listed(diag.udp(AF_INET, 1 << UDP_UNCONNECTED, unconnected))["inode"].tolist()
         assert inode(bound) in udp
         assert inode(connected) not in udp
 
@@ -343,8 +351,8 @@ def test_the_kernel_lists_what_this_test_opened(diag: SockDiag) -> None:
 @linux
 def test_what_the_kernel_does_not_have_is_refused(diag: SockDiag) -> None:
     with pytest.raises(RefusedError, match="refused"):
-        diag.udp(99)
-    assert diag.udp(AF_INET).states.sum() >= 0  # the next request is answered
+        diag.udp(99, 0xFFF, listeners)
+    assert sum(diag.udp(AF_INET, 0xFFF, listeners).states) >= 0  # the next request is answered
 
 
 @linux
@@ -355,7 +363,7 @@ def test_a_small_buffer_and_many_sockets(diag: SockDiag) -> None:
     try:
         wanted = {inode(server) for server in servers}
         for asked in (small, diag):
-            inodes = asked.tcp(1 << TCP_LISTEN).kept.view(INET)["inode"].ravel().tolist()
+            inodes = listed(asked.tcp(1 << LISTEN, listeners))["inode"].tolist()
             assert wanted <= set(inodes)
             assert len(inodes) == len(set(inodes))
     finally:

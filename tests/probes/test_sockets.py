@@ -9,28 +9,28 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agent.errors import ProbeError
 from agent.frame import Frame
 from agent.table import Table
-from probes.netlink import INET, TCP_LISTEN, UDP_UNCONNECTED, InetTally, SockDiag, Words
+from probes.netlink import SockDiag
 from probes.procfs import PAGE_BYTES, Host
-from probes.socket_lists import SocketLists, count_inet, count_unix
-from probes.sockets import LISTENING, TCP, UDP, UNIX, PsutilSocketsProbe, SocketsProbe, SocketsSettings, ipv6_text
+from probes.socket_lists import SocketLists
+from probes.socket_tallies import LISTEN, UDP_UNCONNECTED, InetTally, UnixTally
+from probes.socket_text import count_unix
+from probes.sockets import PsutilSocketsProbe, SocketsProbe, SocketsSettings
 from tests.hosts import saved_host, write_large_host
+from tests.probes.test_socket_text import HEADING, LINE, counted, listing, records
 
-SPECS = (TCP, UDP, UNIX, LISTENING)
 NAMES = (
     *("established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait"),
     *("close", "close_wait", "last_ack", "listen", "closing"),
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 def collect(probe: SocketsProbe | PsutilSocketsProbe, frame: Frame | None = None) -> dict[str, Table]:
-    frame = frame or Frame(SPECS)
+    frame = frame or Frame(probe.tables)
     frame.begin(1, frame.monotonic_ns + 1)
     probe.collect(frame)
     return frame.tables
@@ -149,28 +149,31 @@ def test_text_equals_netlink_row_by_row(opened: Opened) -> None:
     diag = SockDiag()
     try:
         pairs = [
-            (diag.tcp().kept, *(_kept(name, TCP_LISTEN) for name in ("tcp", "tcp6"))),
-            (diag.udp(socket.AF_INET).kept, _kept("udp", UDP_UNCONNECTED)),
-            (diag.udp(socket.AF_INET6).kept, _kept("udp6", UDP_UNCONNECTED)),
+            (diag.tcp(0xFFF, partial(listing, LISTEN)), *(_listed(name, LISTEN) for name in ("tcp", "tcp6"))),
+            (diag.udp(socket.AF_INET, 0xFFF, partial(listing, UDP_UNCONNECTED)), _listed("udp", UDP_UNCONNECTED)),
+            (diag.udp(socket.AF_INET6, 0xFFF, partial(listing, UDP_UNCONNECTED)), _listed("udp6", UDP_UNCONNECTED)),
         ]
     finally:
         diag.close()
     counts = []
     for netlink, *texts in pairs:
-        expected = _comparable(netlink, ours)
-        assert _comparable(np.concatenate(texts), ours) == expected
+        expected = _comparable([netlink], ours)
+        assert _comparable(texts, ours) == expected
         counts.append(len(expected))
     assert counts == [3, 1, 1]
 
 
-def _kept(name: str, state: int) -> Words:
-    return count_inet(Path("/proc/net", name).read_bytes(), state).kept
+def _listed(name: str, state: int) -> InetTally:
+    return counted(Path("/proc/net", name).read_bytes(), state)
 
 
-def _comparable(rows: Words, inodes: set[int]) -> list[tuple[Any, ...]]:
+def _comparable(tallies: Sequence[InetTally], inodes: set[int]) -> list[tuple[Any, ...]]:
     fields = ["family", "state", "local_port", "remote_port", "local", "remote", "receive_queue", "uid", "inode"]
     return sorted(
-        tuple(row[field].tobytes() for field in fields) for row in rows.view(INET)[:, 0] if int(row["inode"]) in inodes
+        tuple(row[field].tobytes() for field in fields)
+        for tally in tallies
+        for row in records(tally)
+        if int(row["inode"]) in inodes
     )
 
 
@@ -300,7 +303,8 @@ def test_sockets_that_share_a_port_are_one_row(probe: Callable[..., SocketsProbe
 
 @linux
 def test_the_accept_queue_follows_connections_and_labels_are_kept(probe: Callable[..., SocketsProbe]) -> None:
-    made, frame = probe(row_limit=5000), Frame(SPECS)
+    made = probe(row_limit=5000)
+    frame = Frame(made.tables)
     with ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=30))
         key = ("tcp", "ipv4", "127.0.0.1", str(server.getsockname()[1]))
@@ -319,7 +323,8 @@ def test_the_accept_queue_follows_connections_and_labels_are_kept(probe: Callabl
 
 
 def test_labels_are_the_same_object_while_the_listeners_are(probe: Callable[..., SocketsProbe]) -> None:
-    made, frame = probe(saved_host("vm")), Frame(SPECS)
+    made = probe(saved_host("vm"))
+    frame = Frame(made.tables)
     labels = collect(made, frame)["listening"].labels
     assert collect(made, frame)["listening"].labels is labels
 
@@ -408,13 +413,11 @@ def test_rows_above_the_limit_are_counted(probe: Callable[..., SocketsProbe], op
         assert not math.isnan(table.gauges[0, 0]), "TCP comes first"
 
 
-def test_what_is_not_there_yet_is_refused() -> None:
-    for key in ("connections", "udp_sockets", "unix_sockets", "processes"):
-        assert msgspec.convert({key: False}, SocketsSettings) == SocketsSettings()
-        with pytest.raises(msgspec.ValidationError, match=rf"{key}.*false: rows for single sockets are not available"):
-            msgspec.convert({key: True}, SocketsSettings)
-    with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"row_limit": 0}, SocketsSettings)
+def test_settings_that_nobody_can_mean_are_refused() -> None:
+    assert msgspec.convert({"tcp_states": "summary"}, SocketsSettings).tcp_states == "summary"
+    for bad in ({"row_limit": 0}, {"tcp_states": "all"}, {"tcp_states": 1}, {"connections": "yes"}):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(bad, SocketsSettings)
 
 
 @linux
@@ -423,16 +426,16 @@ def test_a_refused_list_comes_from_text_and_the_others_do_not() -> None:
     lists = SocketLists(Host("/", "procfs"))
     asked = []
 
-    def refuse(diag: SockDiag) -> Any:
+    def refuse(diag: SockDiag) -> UnixTally:
         asked.append(1)
-        return diag.udp(99)
+        return diag.udp(99, 0xFFF, UnixTally)
 
     try:
         for _ in range(3):
-            assert lists._ask("unix", refuse, lambda: "text") == "text"
+            assert lists._ask("unix", UnixTally, refuse, count_unix, "unix") is not None
         assert len(asked) == 1
         assert lists.limits_known
-        assert lists._ask("tcp", refuse, lambda: "text") == "text"
+        assert lists._ask("tcp", UnixTally, refuse, count_unix, "unix") is not None
         assert not lists.limits_known
     finally:
         lists.close()
@@ -498,28 +501,6 @@ def test_a_large_host(probe: Callable[..., SocketsProbe], tmp_path: Path) -> Non
     assert values(tables["unix"]) == {"sockets": 40, "stream": 20, "dgram": 20, "seqpacket": 0, "listening": 20}
 
 
-HEADING = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-LINE = b"   0: 0100007F:1F90 00000000:0000 0A 00000000:00000005 00:00000000 00000000  1000        0 4242 1 0\n"
-LINE6 = (
-    b"   1: B80D0120000000000000000001000000:0050 0000000000000000FFFF00000100007F:0051 01 00000001:00000002"
-    b" 02:00000000 00000000     0        0 4243 1 0\n"
-)
-
-
-def test_a_text_by_hand() -> None:
-    tally = count_inet(HEADING + LINE + LINE6 + LINE.replace(b" 0A ", b" 0C "), TCP_LISTEN)
-    assert {state: count for state, count in enumerate(tally.states.tolist()) if count} == {1: 1, 10: 1, 12: 1}
-    (row,) = tally.kept.view(INET)[:, 0]
-    assert [int(row[name]) for name in ("family", "state", "local_port", "remote_port")] == [2, 10, 8080, 0]
-    assert [int(row[name]) for name in ("receive_queue", "send_queue", "uid", "inode")] == [5, 0, 1000, 4242]
-    if sys.byteorder == "little":
-        assert row["local"].tobytes() == bytes((127, 0, 0, 1)).ljust(16, b"\0")
-        (row,) = count_inet(HEADING + LINE6, 1).kept.view(INET)[:, 0]
-        assert ipv6_text(row["local"].tobytes()) == "2001:db8::1"
-        assert ipv6_text(row["remote"].tobytes()) == "127.0.0.1"
-        assert (int(row["remote_port"]), int(row["send_queue"]), int(row["receive_queue"])) == (81, 1, 2)
-
-
 def test_a_socket_without_one_of_its_own_yet_is_in_syn_recv(probe: Callable[..., SocketsProbe], tmp_path: Path) -> None:
     write_large_host(tmp_path)
     lines = [LINE, LINE.replace(b" 0A ", b" 0C "), LINE.replace(b" 0A ", b" 03 "), LINE.replace(b" 0A ", b" 0B ")]
@@ -528,58 +509,3 @@ def test_a_socket_without_one_of_its_own_yet_is_in_syn_recv(probe: Callable[...,
     tcp = values(collect(probe(tmp_path))["tcp"])
     assert {name: tcp[name] for name in NAMES if tcp[name]} == {"listen": 1, "syn_recv": 2, "closing": 1}
     assert tcp["sockets"] == 4
-
-
-@pytest.mark.parametrize(
-    "bad", [HEADING + LINE[:-1], HEADING + LINE[:40], HEADING + b"\n", LINE, b"\n" + LINE + b"0:\n"]
-)
-def test_a_text_that_is_cut_or_has_no_heading_is_an_error(bad: bytes) -> None:
-    with pytest.raises(ProbeError, match="lines understood"):
-        count_inet(bad, TCP_LISTEN)
-
-
-@given(st.data())
-def test_damaged_text_ends_in_counts_or_a_probe_error(data: st.DataObject) -> None:
-    damaged = bytearray(HEADING + (LINE + LINE6) * 3)
-    for _ in range(data.draw(st.integers(0, 5))):
-        start = data.draw(st.integers(0, len(damaged) - 1))
-        patch = data.draw(st.binary(min_size=1, max_size=6) | st.sampled_from([b"\n", b"0A", b" ", b":", b"F"]))
-        damaged[start : start + len(patch)] = patch
-    del damaged[data.draw(st.integers(0, len(damaged))) :]
-    text = bytes(damaged)
-    for state in (TCP_LISTEN, 1):
-        try:
-            tally: InetTally = count_inet(text, state)
-        except ProbeError:
-            continue
-        assert tally.states.sum() == max(text.count(b"\n") - 1, 0)
-        assert len(tally.kept) == tally.states[state]
-
-
-UNIX_TEXT = (
-    b"Num       RefCount Protocol Flags    Type St Inode Path\n"
-    b"00000000804d3f38: 00000002 00000000 00010000 0001 01  1210 /run/with\na line feed\n"
-    b"00000000804d3f38: 00000003 00000000 00000000 0005 03  1211\n"
-    b"00000000804d3f38: 00000003 00000000 00000000 0002 01  1212 @\xff\n"
-)
-
-
-def test_unix_text() -> None:
-    tally = count_unix(UNIX_TEXT)
-    assert {kind: count for kind, count in enumerate(tally.types.tolist()) if count} == {1: 1, 2: 1, 5: 1}
-    assert tally.listening == 1
-
-
-@given(st.integers(0, len(UNIX_TEXT)), st.binary(max_size=40))
-def test_damaged_unix_text_ends_in_counts(start: int, patch: bytes) -> None:
-    text = UNIX_TEXT[:start] + patch + UNIX_TEXT[start + len(patch) :]
-    tally = count_unix(text)
-    assert tally.listening <= tally.types.sum() <= text.count(b"\n") + 1
-
-
-@given(st.binary(max_size=200))
-def test_noise_is_no_text(noise: bytes) -> None:
-    count_unix(noise)
-    if b"\n" in noise.rstrip(b"\n") or (noise and not noise.endswith(b"\n")):
-        with pytest.raises(ProbeError):
-            count_inet(noise, TCP_LISTEN)

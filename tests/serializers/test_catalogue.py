@@ -47,7 +47,13 @@ def test_markdown_has_a_table_a_table() -> None:
 def test_json_says_everything() -> None:
     load, disk = json.loads(rendering.json(SMALL))
     column = {"name": "load1", "kind": "gauge", "unit": "load", "derived": False, "help": "Over 1 minute."}
-    assert load == {"table": "load", "help": "How many tasks want to run.", "labels": [], "columns": [column]}
+    assert load == {
+        "table": "load",
+        "help": "How many tasks want to run.",
+        "labels": [],
+        "optional": [],
+        "columns": [column],
+    }
     assert disk["labels"] == ["device", "kind"]
     assert [column["derived"] for column in disk["columns"]] == [False, True]
 
