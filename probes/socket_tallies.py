@@ -58,6 +58,7 @@ UNIX_RECORD = np.dtype(
 _INET_BYTES = INET.itemsize
 _HEADER_WORDS = HEADER_BYTES // 4
 _INET_PLACES = np.arange(_HEADER_WORDS, _HEADER_WORDS + _INET_BYTES // 4)
+_QUEUE_PLACES = tuple(_HEADER_WORDS + word for word in (14, 15))  # receive_queue, send_queue
 _NAME_PLACES = np.arange(UNIX_NAME_BYTES // 4)
 _RTT_WORD = 17  # tcpi_rtt, in microseconds, is the 18th word of tcp_info
 _RTT = slice(4 * _RTT_WORD, 4 * _RTT_WORD + 4)
@@ -71,7 +72,7 @@ _SPARE_RECORDS = 512
 def inet_rank(records: Records) -> Ranks:
     """How busy sockets are: by bytes in both queues, then established before others."""
     received, sent = records["receive_queue"].astype(np.int64), records["send_queue"].astype(np.int64)
-    return _rank(received, sent, records)
+    return _rank(received, sent, records["state"])
 
 
 def unix_rank(records: Records) -> Ranks:
@@ -79,12 +80,12 @@ def unix_rank(records: Records) -> Ranks:
     received, sent = records["receive_queue"].astype(np.int64), records["send_queue"].astype(np.int64)
     received[received == UNKNOWN] = 0
     sent[(sent == UNKNOWN) | (records["state"] == LISTEN)] = 0
-    return _rank(received, sent, records)
+    return _rank(received, sent, records["state"])
 
 
-def _rank(received: Ranks, sent: Ranks, records: Records) -> Ranks:
-    established: npt.NDArray[np.bool_] = records["state"] == ESTABLISHED
-    return (received + sent) * 2 + established
+def _rank(received: Ranks, sent: Ranks, states: npt.NDArray[np.uint8]) -> Ranks:
+    ranks: Ranks = (received + sent) * 2 + (states == ESTABLISHED)
+    return ranks
 
 
 class Busiest:
@@ -113,11 +114,13 @@ class Busiest:
         if len(self._rows) > self._room:
             self._trim()
 
+    def wants(self, ranks: Ranks) -> npt.NDArray[np.bool_]:
+        """Which of some sockets' records are to be added, by their ranks, shape (n,); all are counted as seen."""
+        self.seen += len(ranks)
+        return ranks > self._lowest
+
     def add_all(self, records: Records) -> None:
-        """Offers records, shape (n,)."""
-        self.seen += len(records)
-        if self._lowest >= 0:
-            records = records[self.rank(records) > self._lowest]
+        """Takes records that are wanted, shape (n,)."""
         self._rows += records.tobytes()
         if len(self._rows) > self._room:
             self._trim()
@@ -140,7 +143,8 @@ def merged(parts: Sequence[Busiest], limit: int) -> tuple[Records, int]:
     """The busiest records of several lists, at most `limit`, and how many there were."""
     records = parts[0].records()
     if len(parts) > 1:
-        records = np.concatenate([part.records() for part in parts])
+        # Not np.concatenate: it would turn the ports into the host's byte order.
+        records = np.frombuffer(b"".join(part.records().tobytes() for part in parts), dtype=records.dtype)
         records = records[np.argsort(-parts[0].rank(records), kind="stable")[:limit]]
     return records, sum(part.seen for part in parts)
 
@@ -192,7 +196,12 @@ class InetTally:
             if len(listed):
                 self._listed_rows += self._records(reply.words, listed).tobytes()
         if self.busiest is not None:
-            self.busiest.add_all(self._records(reply.words, at[_chosen(self._shown)[states]]))
+            shown = _chosen(self._shown)[states]
+            at, states = at[shown], states[shown]
+            received, sent = (reply.words[at + word].astype(np.int64) for word in _QUEUE_PLACES)
+            wanted = self.busiest.wants(_rank(received, sent, states))
+            if wanted.any():
+                self.busiest.add_all(self._records(reply.words, at[wanted]))
 
     def take_one(self, data: bytearray, start: int, end: int) -> None:
         state = data[start + HEADER_BYTES + 1]
@@ -244,7 +253,8 @@ class UnixTally:
             self.types[kind] += count
         self.listening += int(np.count_nonzero(reply.octets[first + 2] == LISTEN))
         if self.busiest is not None:
-            self.busiest.add_all(_unix_records(reply, at))
+            records = _unix_records(reply, at)
+            self.busiest.add_all(records[self.busiest.wants(unix_rank(records))])
 
     def take_one(self, data: bytearray, start: int, end: int) -> None:
         first = start + HEADER_BYTES

@@ -175,8 +175,9 @@ def test_damage_ends_in_counts_or_a_probe_error(name: str, data: st.DataObject) 
     assert len(tally.busiest.records()) <= 10
 
 
-def inet(state: int, received: int, sent: int, inode: int) -> bytes:
+def inet(state: int, received: int, sent: int, inode: int, port: int = 0) -> bytes:
     record = np.zeros(1, dtype=INET_RECORD)
+    record["local_port"] = port
     record["state"], record["receive_queue"], record["send_queue"], record["inode"] = state, received, sent, inode
     return record.tobytes()
 
@@ -195,7 +196,8 @@ def test_the_busiest_stay_whatever_comes_first(
         records = [inet(*socket, len(every) + place) for place, socket in enumerate(part)]
         every += [(*socket, len(every) + place) for place, socket in enumerate(part)]
         if at_once:
-            busiest.add_all(np.frombuffer(b"".join(records), dtype=INET_RECORD))
+            offered = np.frombuffer(b"".join(records), dtype=INET_RECORD)
+            busiest.add_all(offered[busiest.wants(inet_rank(offered))])
         else:
             for record in records:
                 busiest.add(record)
@@ -208,7 +210,7 @@ def test_memory_is_that_of_the_limit() -> None:
     busiest = Busiest(10, INET_RECORD, inet_rank)
     many = np.frombuffer(inet(1, 5, 0, 1) * 300, dtype=INET_RECORD)
     for _ in range(100):
-        busiest.add_all(many)
+        busiest.add_all(many[busiest.wants(inet_rank(many))])
         assert len(busiest._rows) <= busiest._room + many.nbytes
     assert len(busiest._rows) <= busiest._room
     assert busiest.seen == 30_000
@@ -218,11 +220,13 @@ def test_two_lists_become_one() -> None:
     def part(rows: Iterable[tuple[int, int, int, int]]) -> Busiest:
         busiest = Busiest(2, INET_RECORD, inet_rank)
         for row in rows:
-            busiest.add(inet(*row))
+            busiest.add(inet(*row, port=8080))
         return busiest
 
     records, seen = merged([part([(6, 9, 0, 1), (1, 0, 0, 2), (6, 0, 0, 3)]), part([(6, 0, 4, 4), (1, 0, 0, 5)])], 3)
     assert (records["inode"].tolist(), seen) == ([1, 4, 2], 5)
+    assert records["local_port"].tolist() == [8080] * 3
+    assert bytes(records[0])[4:6] == (8080).to_bytes(2, "big")
 
 
 def test_of_a_unix_listener_the_limit_is_no_business() -> None:
