@@ -69,6 +69,7 @@ class Cycle:
         self.frame = Frame(spec for scheduled in probes for spec in scheduled.probe.tables)
         self.buffers: Pool[Buffer] = buffer_pool()
         self.probes = probes
+        self._with_notices = [scheduled for scheduled in probes if hasattr(scheduled.probe, "notices")]
         self._meter = meter
         self._serializers = serializers
         self._exporter = exporter
@@ -111,8 +112,13 @@ class Cycle:
             meter.seconds = (end - start) / 1e9
             start = end
         frame.derive()
+        for scheduled in self._with_notices:
+            notices = scheduled.probe.notices  # type: ignore[attr-defined]
+            while notices:
+                self._log.warning("probe says", probe=scheduled.meter.name, reason=notices.pop(0))
 
     def _count_failure(self, meter: ProbeMeter, error: Exception) -> None:
+        self._meter.probe_failures += 1
         meter.failures += 1
         meter.up = 0.0
         if not meter.failing:  # once an episode

@@ -79,6 +79,7 @@ class CycleMeter:
 
     cycle_seconds: float = NAN
     missed_cycles: int = 0
+    probe_failures: int = 0
     frames: int = 0
     payload_bytes: int = 0
 
@@ -129,7 +130,7 @@ class AgentProbe:
             0,
             (
                 meter.missed_cycles,
-                sum(probe.failures for probe in self._probes),
+                meter.probe_failures,
                 meter.frames,
                 meter.payload_bytes,
                 time.process_time_ns(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fnmatch import translate
+from functools import lru_cache
 from typing import Annotated, ClassVar, Protocol
 
 import msgspec
@@ -42,6 +43,7 @@ class Probe(Protocol):
     open. `collect` opens its tables in the frame and fills them; it takes no time
     stamp and starts no thread that the cycle would wait for. A `ProbeError` that it
     raises (or any other exception) is counted and logged by the cycle, which goes on.
+    What an operator should know though nothing failed, it may append to a list `notices`: it is logged and removed.
     """
 
     Settings: ClassVar[type[ProbeSettings]]
@@ -68,6 +70,13 @@ def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(translate(pattern) for pattern in patterns) or r"(?!)")
 
 
+CACHED_NAMES = 4096
+
+
+@lru_cache(maxsize=CACHED_NAMES)
 def as_text(name: bytes) -> str:
-    """A name of the kernel's as text; bytes that are no UTF-8 become U+FFFD."""
+    """A name of the kernel's as text, the same object each time; bytes that are no UTF-8 become U+FFFD.
+
+    The least recently used of more than `CACHED_NAMES` are forgotten.
+    """
     return name.decode("utf-8", "replace")

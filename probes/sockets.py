@@ -84,6 +84,8 @@ class SocketsProbe:
         self._connections, self._udp_sockets, self._unix_sockets = rows
         self._lists = SocketLists(host)
         self._owners = Owners(host.root / "proc") if settings.processes else None
+        self._is_denied = False
+        self.notices: list[str] = []
         self._sockstat, self._sockstat6 = host.net("sockstat", ONE_RECORD), host.net("sockstat6", ONE_RECORD)
         self._snmp, self._snmp6, self._netstat = (
             host.net("snmp", ONE_RECORD),
@@ -203,6 +205,11 @@ class SocketsProbe:
             start += len(each)
         table = frame.tables[self._tcp.name]
         table.gauges[0, self._tcp.gauge_index["owners_complete"]] = self._owners.complete
+        if self._owners.denied and not self._is_denied:
+            self._is_denied = True
+            self.notices.append(
+                f"no right to see the descriptors of {self._owners.denied} processes: their sockets have no owner"
+            )
 
     def close(self) -> None:
         self._lists.close()

@@ -204,6 +204,7 @@ class NumbersProbe:
         self.events = 0
         self.closed = 0
         self.labels = [("a",), ("b",), ("c",)]
+        self.notices: list[str] = []
 
     def collect(self, frame: Frame) -> None:
         self.events += 100
@@ -382,6 +383,14 @@ def test_rates_count_from_the_frame_before(run: Callable[..., Run]) -> None:
         assert line["numbers"]["events_per_second"] == pytest.approx(100 / line["interval_seconds"])
 
 
+def test_what_a_probe_says_is_logged_once(run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
+    this = run()
+    this()
+    this.numbers.notices += ["no rights", "no time"]
+    this(3)
+    assert logged(capsys) == [("probe says", "no rights"), ("probe says", "no time")]
+
+
 @pytest.mark.parametrize("error", [ProbeError("no stat"), ZeroDivisionError("oh"), AssertionError()])
 def test_a_failing_probe_is_isolated_counted_and_logged_once_an_episode(
     run: Callable[..., Run], capsys: pytest.CaptureFixture[str], error: Exception
@@ -400,6 +409,7 @@ def test_a_failing_probe_is_isolated_counted_and_logged_once_an_episode(
         assert (this.meters[0].failures, this.meters[0].up) == (4 * episode, 1.0)
         assert logged(capsys) == [("probe works again", None)]
     assert (this.meters[1].failures, this.meters[1].up) == (0, 1.0)
+    assert this.meter.probe_failures == 8
     lines = this.lines()
     assert [line["sequence"] for line in lines] == list(range(1, 17))
     failed = [False] * 2 + ([True] * 4 + [False] * 3) * 2

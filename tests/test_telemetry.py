@@ -130,8 +130,7 @@ def test_what_the_cycle_did(setup: Setup) -> None:
     setup.meter.missed_cycles = 3
     setup.meter.frames = 2**40
     setup.meter.payload_bytes = 2**63
-    setup.probes[0].failures = 4
-    setup.probes[1].failures = 5
+    setup.meter.probe_failures = 9
     shown = setup.agent()
     assert shown["cycle_seconds"] is None  # there was no cycle yet
     assert shown["missed_cycles_total"] == 3

@@ -206,11 +206,11 @@ Answer = Callable[[int], list[bytes]]
 class PeerDiag(SockDiag):
     """Asks a peer; the n-th connection is answered by the n-th answer, and not at all by a None."""
 
-    def __init__(self, *answers: Answer | None, datagram_bytes: int = 65536) -> None:
+    def __init__(self, *answers: Answer | None, buffer_bytes: int = 65536) -> None:
         self.answers = list(answers)
         self.peers: list[socket.socket] = []
         self.threads: list[threading.Thread] = []
-        super().__init__(datagram_bytes)
+        super().__init__(buffer_bytes)
 
     def _connect(self) -> socket.socket:
         ours, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -240,8 +240,8 @@ class PeerDiag(SockDiag):
 def ask() -> Iterator[Callable[..., PeerDiag]]:
     diags: list[PeerDiag] = []
 
-    def make(*answers: Answer | None, datagram_bytes: int = 65536) -> PeerDiag:
-        diags.append(PeerDiag(*answers, datagram_bytes=datagram_bytes))
+    def make(*answers: Answer | None, buffer_bytes: int = 65536) -> PeerDiag:
+        diags.append(PeerDiag(*answers, buffer_bytes=buffer_bytes))
         return diags[-1]
 
     yield make
@@ -251,6 +251,22 @@ def ask() -> Iterator[Callable[..., PeerDiag]]:
 
 def whole(sequence: int) -> list[bytes]:
     return [inet(1, sequence=sequence) * 40, inet(10, 22, sequence=sequence), done(sequence=sequence)]
+
+
+def large(sequence: int) -> list[bytes]:
+    first = inet(1, sequence=sequence) * 300
+    second = inet(6, sequence=sequence) * 250 + inet(10, 22, sequence=sequence)
+    return [*[first, second] * 12, inet(8, sequence=sequence), done(sequence=sequence)]
+
+
+def test_large_datagrams_are_counted_together(ask: Callable[..., PeerDiag]) -> None:
+    """Some wait to be received when the first one has come, some don't: neither matters."""
+    diag = ask(large)
+    for _ in range(3):
+        tally = diag.tcp(0xFFF, listeners)
+        assert states_of(tally) == {1: 3600, 6: 3000, 8: 1, 10: 12}
+        assert ports_of(tally) == [22] * 12
+    assert len(diag.peers) == 1
 
 
 def interrupted(sequence: int) -> list[bytes]:
@@ -278,7 +294,7 @@ def test_a_broken_dump_is_repeated_once_and_never_counted_half(ask: Callable[...
 
 
 def test_a_datagram_that_does_not_fit_makes_the_buffer_grow(ask: Callable[..., PeerDiag]) -> None:
-    diag = ask(whole, whole, datagram_bytes=100)
+    diag = ask(whole, whole, buffer_bytes=100)
     assert states_of(diag.tcp(0xFFF, listeners)) == {1: 40, 10: 1}
     assert len(diag.peers) == 2
     assert states_of(diag.tcp(0xFFF, listeners)) == {1: 40, 10: 1}
@@ -359,7 +375,7 @@ def test_what_the_kernel_does_not_have_is_refused(diag: SockDiag) -> None:
 def test_a_small_buffer_and_many_sockets(diag: SockDiag) -> None:
     """The first dump is cut off, the second one comes in datagrams of the buffer's new size."""
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(300)]
-    small = SockDiag(datagram_bytes=64)
+    small = SockDiag(buffer_bytes=64)
     try:
         wanted = {inode(server) for server in servers}
         for asked in (small, diag):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -402,6 +403,110 @@ def test_switches_leave_out_what_they_name(probe: Callable[..., SocketsProbe], o
     neither = collect(probe(listening=False, tcp_states=False))
     assert values(neither["tcp"])["listen"] is None
     assert values(neither["tcp"])["in_segments_total"] is not None
+
+
+@linux
+def test_the_summary_walks_no_table_and_says_what_the_kernel_sums_up(
+    probe: Callable[..., SocketsProbe], opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    original = SockDiag.tcp
+
+    def tcp(diag: SockDiag, states: int, *more: Any) -> InetTally:
+        asked.append(states)
+        return original(diag, states, *more)
+
+    monkeypatch.setattr(SockDiag, "tcp", tcp)
+    made = probe(tcp_states="summary")
+
+    def summed() -> tuple[float | None, ...]:
+        tcp = values(collect(made)["tcp"])
+        return tcp["current_established"], tcp["in_use"], tcp["time_wait_buckets"]
+
+    def in_text() -> tuple[float | None, ...]:
+        snmp, sockstat, sockstat6 = (Path("/proc/net", name).read_text() for name in ("snmp", "sockstat", "sockstat6"))
+        names, figures = (line.split() for line in snmp.splitlines() if line.startswith("Tcp:"))
+        words = sockstat.split("TCP:")[1].split()
+        in_use = int(words[1]) + int(sockstat6.split("TCP6: inuse ")[1].split()[0])
+        return int(figures[names.index("CurrEstab")]), in_use, int(words[words.index("tw") + 1])
+
+    ours, expected = steady(summed, in_text)
+    assert ours == expected
+    assert ours[0] is not None
+    assert ours[0] >= 4
+    tcp_values = values(collect(made)["tcp"])
+    assert {name for name in (*NAMES, "sockets") if tcp_values[name] is not None} == {"listen"}
+    assert set(asked) == {1 << LISTEN}
+    probe(tcp_states="summary", listening=False).collect(frame_of(made))
+    assert set(asked) == {1 << LISTEN}
+    asked.clear()
+    assert values(collect(probe(tcp_states="summary", connections=True))["tcp"])["established"] >= 4
+    assert asked == [0xFFF], "where a dump lists all of them anyway, the states are told"
+
+
+def frame_of(probe: SocketsProbe) -> Frame:
+    frame = Frame(probe.tables)
+    frame.begin(1, 1)
+    return frame
+
+
+@linux
+def test_rows_are_there_only_where_asked_for(probe: Callable[..., SocketsProbe], opened: Opened) -> None:
+    names = ("connections", "udp_sockets", "unix_sockets")
+    assert not set(names) & set(collect(probe()))
+    for name in names:
+        tables = collect(probe(**{name: True}, row_limit=2))
+        assert set(names) & set(tables) == {name}
+        table = tables[name]
+        assert table.count == 2
+        assert table.dropped >= 1
+        assert "process" not in table.spec.labels
+        assert "pid" not in table.spec.gauge_index
+
+
+@linux
+def test_processes_hold_sockets(probe: Callable[..., SocketsProbe], opened: Opened) -> None:
+    made = probe(connections=True, processes=True, row_limit=5000)
+    tables = collect(made)
+    while not values(tables["tcp"])["owners_complete"]:
+        tables = collect(made)
+    rows = {labels[3]: labels for labels in tables["listening"].labels}
+    comm = Path("/proc/self/comm").read_text().strip()
+    assert rows[opened.port("server")][-1] == comm
+    table = tables["connections"]
+    pids = {labels[2]: table.gauges[row, -1] for row, labels in enumerate(table.labels)}
+    assert pids[opened.port("client")] == os.getpid()
+
+
+@linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to become a user without rights")
+def test_without_rights_owners_are_unknown_and_it_is_said_once(opened: Opened) -> None:
+    """In a process of another user: it may not see what this one holds."""
+    code = """if True:
+        import json, os
+        from agent.frame import Frame
+        from probes.procfs import Host
+        from probes.sockets import SocketsProbe, SocketsSettings
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        probe = SocketsProbe(SocketsSettings(processes=True, row_limit=5000), Host())
+        frame = Frame(probe.tables)
+        for cycle in range(20):
+            frame.begin(1, 1 + cycle)
+            probe.collect(frame)
+        table = frame.tables["listening"]
+        print(json.dumps([[*labels, table.gauges[row, -1]] for row, labels in enumerate(table.labels)]))
+        print(json.dumps(probe.notices))
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    rows, notices = map(json.loads, done.stdout.splitlines())
+    (row,) = [row for row in rows if row[3] == opened.port("server")]
+    assert row[4] is None
+    assert math.isnan(row[5])
+    assert len(notices) == 1
+    assert "no right to see the descriptors of" in notices[0]
 
 
 @linux

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -42,6 +43,9 @@ class Ours(NamedTuple):
     states: dict[str, float | None]
     unix: dict[str, float | None]
     listening: Rows
+    connections: Rows
+    udp_sockets: Rows
+    unix_sockets: Rows
 
 
 class Reading(NamedTuple):
@@ -55,6 +59,7 @@ class Reading(NamedTuple):
     udp: list[InetRow]
     unix: list[UnixRow]
     unix_waiting: int
+    pid: int
 
 
 def reading() -> Reading:
@@ -65,8 +70,15 @@ def reading() -> Reading:
             (folder / "text/proc").mkdir(parents=True, exist_ok=True)
             (folder / "text/proc" / link).symlink_to(target)
         hosts = Host(), Host(str(folder / "text"))  # another root is read as text
-        settings = SocketsSettings(row_limit=5000)
-        local, text = (SocketsProbe(settings, host) for host in hosts)
+        local, text = (
+            SocketsProbe(
+                SocketsSettings(
+                    row_limit=5000, connections=True, udp_sockets=True, unix_sockets=True, processes=host.is_local
+                ),
+                host,
+            )
+            for host in hosts
+        )
         with open_zoo(folder) as zoo:
             for _ in range(TRIES):
                 before = collect(local)
@@ -79,7 +91,7 @@ def reading() -> Reading:
                 raise AssertionError("sockets that nobody uses keep changing")
         for each in (local, text, *hosts):
             each.close()
-        return Reading(before, by_text, by_ss, texts, zoo.tcp, zoo.udp, zoo.unix, zoo.unix_waiting)
+        return Reading(before, by_text, by_ss, texts, zoo.tcp, zoo.udp, zoo.unix, zoo.unix_waiting, os.getpid())
 
 
 def collect(probe: SocketsProbe) -> Ours:
@@ -90,7 +102,7 @@ def collect(probe: SocketsProbe) -> Ours:
     ours = Ours(
         {name: tcp[name] for name in (*STATES.values(), "sockets")},
         only_row(frame, "unix"),
-        rows(frame, "listening"),
+        *(rows(frame, name) for name in ("listening", "connections", "udp_sockets", "unix_sockets")),
     )
     frame.close()
     return ours
@@ -140,6 +152,31 @@ def listeners(tcp: Sequence[InetRow], udp: Sequence[InetRow], limits: bool = Tru
         | {"accept_queue": queue, "accept_queue_limit": limit}
         for key, (queue, limit) in sorted(queues.items(), key=lambda item: (item[0][0], item[0][3], item[0][1:3]))
     ]
+
+
+OWNER = ("pid", "process")
+
+
+def without(names: Sequence[str], found: Rows) -> Rows:
+    """The rows without some of their columns."""
+    return [{name: value for name, value in row.items() if name not in names} for row in found]
+
+
+def inet_rows(found: Rows, states: bool = True) -> list[InetRow]:
+    """Rows of `connections` or `udp_sockets` as ss has them; a UDP socket's state is whether it has a peer."""
+    return sorted(
+        InetRow(
+            row["family"],
+            row["local_address"],
+            int(row["local_port"]),
+            row["remote_address"],
+            int(row["remote_port"]),
+            row["state"] if states else "established" if row["remote_port"] != "0" else "close",
+            row["receive_queue_bytes"],
+            row["send_queue_bytes"],
+        )
+        for row in found
+    )
 
 
 def in_order(found: Rows) -> Rows:
@@ -208,7 +245,7 @@ def test_states_are_those_of_ss_and_text(read: Reading) -> None:
 
 def test_listeners_and_their_queues_are_those_of_ss(read: Reading) -> None:
     tcp, udp = tcp_rows(read.ss["-ltn"]), udp_rows(read.ss["-uan"])
-    assert in_order(read.ours.listening) == listeners(tcp, udp)
+    assert without(OWNER, in_order(read.ours.listening)) == listeners(tcp, udp)
     assert sum(row["accept_queue"] or 0 for row in read.ours.listening) == 3 * (3 + 1 + 4)
 
 
@@ -216,7 +253,7 @@ def test_listeners_are_those_of_text(read: Reading) -> None:
     tcp, udp = (
         [row for name in names for row in inet_text_rows(read.texts[name])] for names in (TEXTS[:2], TEXTS[2:4])
     )
-    without_limits = [row | {"accept_queue_limit": None} for row in in_order(read.ours.listening)]
+    without_limits = [row | {"accept_queue_limit": None} for row in without(OWNER, in_order(read.ours.listening))]
     assert without_limits == listeners(tcp, udp, limits=False)
 
 
@@ -228,8 +265,75 @@ def test_unix_sockets_are_those_of_ss_and_text(read: Reading) -> None:
 def test_the_tables_are_the_same_from_text(read: Reading) -> None:
     """A limit of an accept queue has netlink alone."""
     assert read.by_text.states == read.ours.states
-    assert read.by_text.listening == [row | {"accept_queue_limit": None} for row in read.ours.listening]
+    assert read.by_text.listening == [row | {"accept_queue_limit": None} for row in without(OWNER, read.ours.listening)]
 
 
 def test_unix_sockets_are_the_same_from_text(read: Reading) -> None:
     assert read.by_text.unix == read.ours.unix
+
+
+def test_connections_are_those_of_ss(read: Reading) -> None:
+    expected = [row for row in tcp_rows(read.ss["-tan"]) if row.state != "listen"]
+    assert inet_rows(read.ours.connections) == sorted(expected)
+    assert_as_opened(inet_rows(read.ours.connections), [row for row in read.tcp if row.state != "listen"])
+
+
+def test_udp_sockets_are_those_of_ss(read: Reading) -> None:
+    assert inet_rows(read.ours.udp_sockets, states=False) == udp_rows(read.ss["-uan"])
+
+
+def test_unix_rows_are_those_of_ss(read: Reading) -> None:
+    found = [
+        UnixRow(
+            int(row["inode"]),
+            row["type"],
+            row["state"],
+            row["path"],
+            row["accept_queue" if row["state"] == "listen" else "receive_queue_bytes"],
+            row["accept_queue_limit" if row["state"] == "listen" else "send_queue_bytes"],
+        )
+        for row in read.ours.unix_sockets
+    ]
+    assert sorted(found) == unix_rows(read.ss["-xa"])
+    for row in read.ours.unix_sockets:
+        unknown = ("receive_queue_bytes", "send_queue_bytes") if row["state"] == "listen" else ("accept_queue",)
+        assert {row[name] for name in unknown} == {None}
+        assert row["uid"] == os.getuid()
+
+
+def test_the_busiest_come_first(read: Reading) -> None:
+    for found in (read.ours.connections, read.ours.udp_sockets):
+        queues = [row["receive_queue_bytes"] + row["send_queue_bytes"] for row in found]
+        assert queues == sorted(queues, reverse=True)
+        assert queues[0] > 0
+    idle = [row["state"] for row in read.ours.connections if not row["receive_queue_bytes"] + row["send_queue_bytes"]]
+    assert idle == sorted(idle, key=lambda state: state != "established")
+
+
+def test_every_socket_that_is_held_is_held_by_the_zoo(read: Reading) -> None:
+    for found in read.ours[2:]:
+        for row in found:
+            if row.get("inode", "held") is None or row.get("state") == "syn_recv":
+                assert (row["pid"], row["process"]) == (None, None)
+            elif row["pid"] is not None:
+                assert row["pid"] == read.pid
+                assert row["process"].startswith("python")
+    for found in (read.ours.listening, read.ours.udp_sockets, read.ours.unix_sockets):
+        assert all(row["pid"] == read.pid for row in found)
+    assert sum(row["pid"] is None for row in read.ours.connections) < len(read.ours.connections) / 2
+
+
+def test_rows_are_the_same_from_text(read: Reading) -> None:
+    """Round trips and what is queued in Unix sockets netlink alone tells; a path's line feed cuts it in the text."""
+
+    def by_key(found: Rows) -> Rows:
+        return sorted(found, key=lambda row: str(tuple(row.values())))
+
+    alone = (*OWNER, "rtt_seconds")
+    assert by_key(without(["rtt_seconds"], read.by_text.connections)) == by_key(without(alone, read.ours.connections))
+    assert any(row["rtt_seconds"] for row in read.ours.connections)
+    assert by_key(read.by_text.udp_sockets) == by_key(without(OWNER, read.ours.udp_sockets))
+    identity = ("inode", "type", "state")
+    by_text = [[row[name] for name in identity] + [row["path"].partition("\n")[0]] for row in read.by_text.unix_sockets]
+    ours = [[row[name] for name in identity] + [row["path"].partition("\n")[0]] for row in read.ours.unix_sockets]
+    assert sorted(by_text) == sorted(ours)
