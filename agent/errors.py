@@ -25,8 +25,22 @@ class ProbeError(HostprobeError):
 
 
 class SinkError(HostprobeError):
-    """A sink could not deliver; the exporter keeps the payload and tries again."""
+    """A sink could not deliver; the exporter keeps what is not delivered and tries again.
+
+    Args:
+        delivered: how many payloads of the batch, from its start, were delivered all the same.
+        retry_after_seconds: how long the peer asked to be left alone; None where it didn't.
+    """
+
+    def __init__(self, what: str, delivered: int = 0, retry_after_seconds: float | None = None) -> None:
+        super().__init__(what)
+        self.delivered = delivered
+        self.retry_after_seconds = retry_after_seconds
 
 
-class SinkClosedError(HostprobeError):
+class RejectedError(SinkError):
+    """The peer has refused what follows the `delivered` payloads of the batch for good; it is dropped and counted."""
+
+
+class SinkClosedError(SinkError):
     """The reader at a sink's other end has left for good; it is no failure of ours."""

@@ -163,7 +163,7 @@ class SinkWorker:
         pause_seconds = _FIRST_RETRY_SECONDS
         while True:
             try:
-                self._sink.deliver(payload)
+                self._sink.deliver([payload])
             except SinkClosedError:
                 self.reader_gone = True
                 self._give_up(record)

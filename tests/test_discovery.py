@@ -89,8 +89,9 @@ class TwiceSink:
     def open(self):
         self._file = open(self._path, "ab")
 
-    def deliver(self, payload):
-        self._file.write(bytes(payload) + b"\\n" + bytes(payload) + b"\\n")
+    def deliver(self, payloads):
+        for payload in payloads:
+            self._file.write(bytes(payload) + b"\\n" + bytes(payload) + b"\\n")
 
     def close(self):
         self._file.close()

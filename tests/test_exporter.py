@@ -8,7 +8,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,15 @@ class PipeSink:
 
     def open(self) -> None: ...
 
-    def deliver(self, payload: memoryview) -> None:
-        line = bytes(payload) + b"\n"
-        try:
-            while line:
-                line = line[os.write(self.writer, line) :]
-        except BrokenPipeError:
-            raise SinkClosedError("its reader has gone") from None
-        self.delivered += 1
+    def deliver(self, payloads: Sequence[memoryview]) -> None:
+        for delivered, payload in enumerate(payloads):
+            line = bytes(payload) + b"\n"
+            try:
+                while line:
+                    line = line[os.write(self.writer, line) :]
+            except BrokenPipeError:
+                raise SinkClosedError("its reader has gone", delivered) from None
+            self.delivered += 1
 
     def close(self) -> None:
         if not self.closed:
@@ -88,10 +89,10 @@ class FlakySink:
 
     def open(self) -> None: ...
 
-    def deliver(self, payload: memoryview) -> None:
+    def deliver(self, payloads: Sequence[memoryview]) -> None:
         if self.errors:
             raise self.errors.pop(0)
-        self.payloads.append(bytes(payload))
+        self.payloads += [bytes(payload) for payload in payloads]
 
     def close(self) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -49,15 +50,16 @@ class FileSink:
         except OSError as error:
             raise UsageError(f"{self._path}: {error.strerror}", "a file that can be written") from None
 
-    def deliver(self, payload: memoryview) -> None:
-        try:
-            if self._fd < 0 or self._was_moved():
-                self._open()
-            if self._size and self._size + len(payload) + 1 > self._max_size:
-                self._rotate()
-            self._append(payload)
-        except OSError as error:
-            raise SinkError(f"{self._path}: {error.strerror}") from None
+    def deliver(self, payloads: Sequence[memoryview]) -> None:
+        for delivered, payload in enumerate(payloads):
+            try:
+                if self._fd < 0 or self._was_moved():
+                    self._open()
+                if self._size and self._size + len(payload) + 1 > self._max_size:
+                    self._rotate()
+                self._append(payload)
+            except OSError as error:
+                raise SinkError(f"{self._path}: {error.strerror}", delivered) from None
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from agent.errors import SinkClosedError, SinkError, UsageError
 from agent.sinks.sink import LineWriter, SinkSettings
@@ -23,12 +24,13 @@ class StdoutSink:
         if sys.stdout is None:  # descriptor 1 was closed at the start, and is some other file by now
             raise UsageError("stdout: it is closed", "an open descriptor 1")
 
-    def deliver(self, payload: memoryview) -> None:
-        try:
-            self._line.write(STDOUT, payload)
-        except BrokenPipeError:
-            raise SinkClosedError("stdout: its reader has gone") from None
-        except OSError as error:
-            raise SinkError(f"stdout: {error.strerror}") from None
+    def deliver(self, payloads: Sequence[memoryview]) -> None:
+        for delivered, payload in enumerate(payloads):
+            try:
+                self._line.write(STDOUT, payload)
+            except BrokenPipeError:
+                raise SinkClosedError("stdout: its reader has gone", delivered) from None
+            except OSError as error:
+                raise SinkError(f"stdout: {error.strerror}", delivered) from None
 
     def close(self) -> None: ...

@@ -27,7 +27,7 @@ def opened(path: Path, max_size: int = 1 << 20, max_files: int = 5) -> FileSink:
 def deliver(sink: FileSink, *payloads: bytes) -> None:
     for payload in payloads:
         with memoryview(payload) as view:
-            sink.deliver(view)
+            sink.deliver([view])
 
 
 def lines(path: Path) -> list[bytes]:

@@ -33,13 +33,13 @@ for number in range(first, last + 1):
     payload = memoryview(b"%d:" % number + b"x" * (number * 7919 % width))
     while True:
         try:
-            sink.deliver(payload)
+            sink.deliver([payload])
             break
+        except SinkClosedError as error:
+            sys.exit(f"closed at {number}: {error}")
         except SinkError as error:
             print(f"failed: {error}", file=sys.stderr, flush=True)
             time.sleep(0.01)
-        except SinkClosedError as error:
-            sys.exit(f"closed at {number}: {error}")
 sink.close()
 print("done", file=sys.stderr)
 """
