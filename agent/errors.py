@@ -39,7 +39,15 @@ class SinkError(HostprobeError):
 
 
 class RejectedError(SinkError):
-    """The peer has refused what follows the `delivered` payloads of the batch for good; it is dropped and counted."""
+    """The peer has refused what follows the `delivered` payloads of the batch for good; it is dropped and counted.
+
+    Args:
+        each: whether some of the refused payloads may be taken when each comes alone.
+    """
+
+    def __init__(self, what: str, delivered: int = 0, each: bool = False) -> None:
+        super().__init__(what, delivered)
+        self.each = each
 
 
 class SinkClosedError(SinkError):
