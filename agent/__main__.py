@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from agent import __version__, commands
-from agent.config import LONGEST_INTERVAL, TEMPLATES
+from agent import __version__
 from agent.errors import HostprobeError, UsageError
+from agent.units import LONGEST_INTERVAL, Duration
+from templates import TEMPLATES
 
 _DESCRIPTION = """\
 Host metrics agent: CPU, memory, load, IO, file systems, network and sockets of this
@@ -30,6 +33,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def _print_message(self, message: str, file: Any = None) -> None:
+        from agent import commands
+
         commands.print_line(message.rstrip().encode())
 
 
@@ -43,16 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hostprobe {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
 
-    def command(name: str, function: object, help: str, example: str) -> argparse.ArgumentParser:
+    def command(name: str, function: str, help: str, example: str) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
             name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=f"Example:\n  {example}"
         )
         sub.set_defaults(function=function)
         return sub
 
-    run = command("run", commands.run, "run the agent", "hostprobe run --template minimal --interval 1s | head -3")
-    once = command("once", commands.once, "print one frame and end", "hostprobe once --wait 0 --pretty")
-    check = command("check", commands.check, "check a configuration", "hostprobe check --config hostprobe.toml")
+    run = command("run", "run", "run the agent", "hostprobe run --template minimal --interval 1s | head -3")
+    once = command("once", "once", "print one frame and end", "hostprobe once --wait 0 --pretty")
+    check = command("check", "check", "check a configuration", "hostprobe check --config hostprobe.toml")
     for sub in (run, once, check):
         sub.add_argument("--config", metavar="FILE", help="the configuration file")
     for sub in (run, once):
@@ -72,14 +77,31 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--root", metavar="DIR", help="read DIR/proc and DIR/sys, another host's")
     sample = command(
         "sample-config",
-        commands.sample_config,
+        "sample_config",
         "print a template, a commented configuration file",
         "hostprobe sample-config standard > hostprobe.toml",
     )
     sample.add_argument("name", metavar="TEMPLATE", help=" or ".join(TEMPLATES))
-    metrics = command("metrics", commands.metrics, "list every column", "hostprobe metrics | grep tcp")
+    metrics = command("metrics", "metrics", "list every column", "hostprobe metrics | grep tcp")
     metrics.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="text unless given")
-    command("schema", commands.schema, "print the JSON Schema of one line", "hostprobe schema > hostprobe.schema.json")
+    command("schema", "schema", "print the JSON Schema of one line", "hostprobe schema > hostprobe.schema.json")
+    verify = command(
+        "verify",
+        "verify",
+        "say which frames are missing, repeated or out of order; status 1 where one is missing",
+        "hostprobe verify frames.jsonl.1.gz frames.jsonl",
+    )
+    verify.add_argument("files", metavar="FILE", nargs="+", help="JSON lines, in .gz packed ones; - is stdin")
+    verify.add_argument("--format", choices=("text", "json"), default="text", help="the report's, text unless given")
+    spool = command(
+        "spool",
+        "spool",
+        "say what a sink's buffer in a file holds, also while an agent uses it",
+        "hostprobe spool /var/lib/hostprobe/main.ring --dump | hostprobe verify -",
+    )
+    spool.add_argument("file", metavar="FILE", help="as buffer.path names it, or one that was set aside")
+    spool.add_argument("--dump", action="store_true", help="print its payloads, a line each, oldest first")
+    spool.add_argument("--format", choices=("text", "json"), default="text", help="the report's, text unless given")
     return parser
 
 
@@ -91,7 +113,7 @@ def _cycles(text: str) -> int:
 
 def _duration(text: str) -> float:
     try:
-        wait = commands.duration(text)
+        wait = Duration(0) if text == "0" else Duration.parse(text)
         if wait > LONGEST_INTERVAL:
             raise ValueError(f"a duration up to {LONGEST_INTERVAL}")
         return wait
@@ -103,7 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 done, 1 failed while running, 2 wrong usage or configuration."""
     try:
         parsed = _parser().parse_args(arguments)
-        return int(parsed.function(parsed))
+        if parsed.command == "run":
+            _end_quietly_until_it_runs()
+        from agent import commands  # it takes a moment: NumPy comes with it
+
+        return int(getattr(commands, parsed.function)(parsed))
     except UsageError as error:
         _complain(error)
         return 2
@@ -112,6 +138,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _end_quietly_until_it_runs() -> None:
+    """A signal before there is anything to flush ends the process at once, also while modules are imported."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
 
 
 def _complain(error: HostprobeError) -> None:

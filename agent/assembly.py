@@ -11,10 +11,12 @@ from agent import discovery
 from agent.config import Config
 from agent.cycle import Cycle, ScheduledProbe
 from agent.errors import HostprobeError, UsageError
-from agent.exporter import Exporter, SinkConfig
+from agent.exporter import Exporter
+from agent.layers import where
 from agent.logs import Log
 from agent.serializers.json_lines import Identity, JsonSerializer
-from agent.table import TableSpec
+from agent.sink_worker import SinkConfig
+from agent.table import Priority, TableSpec
 from agent.telemetry import AgentProbe, CycleMeter, ProbeMeter
 from probes.procfs import Host
 
@@ -34,12 +36,13 @@ class Agent:
         self.config = config
         self.host = _host(config)
         self.meter = CycleMeter()
-        self.exporter = _exporter(config if sinks else None, log)
+        instance = uuid.uuid4()
+        self.exporter = _exporter(config, log, instance.bytes) if sinks else Exporter([], log)
         probes = self._probes()
         specs = _tables((scheduled.meter.name, scheduled.probe) for scheduled in probes)
         identity = Identity(
             host=config.agent.hostname or socket.gethostname().encode(errors="replace").decode(),
-            instance=uuid.uuid4().hex,
+            instance=instance.hex,
             tags=config.agent.tags,
         )
         self.serializer = JsonSerializer(specs, identity, config.agent.rates)
@@ -57,7 +60,8 @@ class Agent:
             else:
                 if self.host.uses_psutil:
                     probe_class = discovery.psutil_variant(probe_class)
-                probe = _built(f"probes.{meter.name}", probe_class, self.config.probes[meter.name], self.host)
+                place = self.config.place("probes", meter.name)
+                probe = _built(place, probe_class, self.config.probes[meter.name], self.host)
             scheduled.append(ScheduledProbe(probe, meter, self.config.every(meter.name)))
         return scheduled
 
@@ -68,24 +72,28 @@ class Agent:
 
 
 def _host(config: Config) -> Host:
+    layer = where(config.layers, ("agent", "root"))
     try:
         return Host(config.agent.root, config.agent.source)
+    except UsageError as error:
+        raise UsageError(f"{layer}{error}") from None
     except OSError as error:
-        root = config.agent.root
-        raise UsageError(f"root {root!r}: {error.strerror}", "a directory that holds proc and sys") from None
+        what = f"{layer}agent.root = {config.agent.root}: {error.strerror}"
+        raise UsageError(what, "a directory that holds proc and sys") from None
 
 
-def _exporter(config: Config | None, log: Log) -> Exporter:
+def _exporter(config: Config, log: Log, instance: bytes) -> Exporter:
     sinks = []
-    for name, settings in config.sinks.items() if config else ():
+    for name, settings in config.sinks.items():
         sink_class = discovery.load("sinks", settings.type)
         assert sink_class is not None, f"{name}: the configuration was checked"
-        sinks.append(SinkConfig(name, _built(f"sinks.{name}", sink_class, settings), settings))
-    try:
-        return Exporter(sinks, log)
-    except OSError as error:
-        sizes = ", ".join(f"sinks.{sink.name}.buffer.size = {sink.settings.buffer.size}" for sink in sinks)
-        raise UsageError(f"{sizes}: {error.strerror}", "buffers that this host has memory for") from None
+        place = config.place("sinks", name)
+        sinks.append(SinkConfig(name, _built(place, sink_class, settings), settings, place))
+    specs = _tables((name, discovery.load("probes", name)) for name in config.probes)
+    priorities = {spec.name: spec.priority for spec in specs}
+    priorities |= {name: Priority[word.upper()] for name, word in config.agent.priorities.items()}
+    timed_every = 1 if config.agent.interval >= 1 else 100
+    return Exporter(sinks, log, instance, priorities, timed_every)
 
 
 def _built(name: str, kind: Any, *arguments: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from contextlib import closing, suppress
 
 import msgspec
 
@@ -15,20 +16,25 @@ from agent.errors import HostprobeError
 from agent.layers import Tree
 from agent.logs import Log
 from agent.pool import Buffer
+from agent.restraint import Restraint
 from agent.sinks.sink import LineWriter
 from agent.sinks.stdout import STDOUT
-from agent.units import Duration
 from agent.waker import Waker
+
+_OPEN_FILES = 65_536
 
 
 def run(arguments: Namespace) -> int:
     """Collects until a signal comes, `--cycles` are done, or stdout's reader has gone."""
     config = _load(arguments)
     log = Log(config.log.level, config.log.format)
+    _raise_file_limit()
     agent = Agent(config, log)
     waker = Waker()
     waker.catch_signals()
     agent.exporter.open()
+    if any(sink.buffer.populate for sink in config.sinks.values()):
+        log.load()
     agent.exporter.start(waker.stop)
     log.debug(
         "hostprobe runs",
@@ -37,34 +43,49 @@ def run(arguments: Namespace) -> int:
         probes=list(config.probes),
         sinks=list(config.sinks),
     )
+    lost = 0
     try:
-        _run_cycles(agent, waker, arguments.cycles)
+        all_done = _run_cycles(agent, waker, arguments.cycles, log)
     finally:
-        agent.exporter.close(config.agent.shutdown_timeout)
+        lost = agent.exporter.close(config.agent.shutdown_timeout)
         agent.close()
     if not agent.exporter.reader_gone.is_set():
         log.debug("hostprobe ends", frames=agent.meter.frames, missed_cycles=agent.meter.missed_cycles)
-    return 0
+    return int(all_done and lost > 0)
 
 
-def _run_cycles(agent: Agent, waker: Waker, cycles: int) -> None:
+def _raise_file_limit() -> None:
+    """A host with hundreds of interfaces has more files to keep open than the usual soft limit allows."""
+    with suppress(ImportError, ValueError, OSError):  # not on Windows; or not allowed
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _run_cycles(agent: Agent, waker: Waker, cycles: int, log: Log) -> bool:
+    """Runs until it is told to stop, or `cycles` are done: True then."""
     schedule = Schedule(agent.config.agent.interval.ns, agent.config.agent.align)
-    while True:
-        while (left := schedule.seconds_left()) > 0:
-            if waker.wait(left):
-                return
-        if waker.stopped:
-            return
-        agent.cycle.run(schedule.tick)
-        if agent.meter.frames == cycles:
-            return
-        agent.meter.missed_cycles += schedule.advance()
+    with closing(Restraint(agent.config.agent, agent.meter, agent.exporter.workers, log)) as restraint:
+        while True:
+            while (left := schedule.seconds_left()) > 0:
+                if waker.wait(left):
+                    return False
+            if waker.stopped:
+                return False
+            agent.cycle.run(schedule.tick)
+            if agent.meter.frames == cycles:
+                return True
+            agent.meter.missed_cycles += schedule.advance(restraint.ticks())
 
 
 def once(arguments: Namespace) -> int:
     """Prints one frame; two samples are taken for its rates unless `--wait 0`."""
     config = _load(arguments)
     log = Log("warning", config.log.format)
+    _raise_file_limit()
     agent = Agent(config, log, sinks=False)
     waker = Waker()
     waker.catch_signals()
@@ -85,7 +106,7 @@ def check(arguments: Namespace) -> int:
     """Says whether a configuration is good: its text, and that its host and its sinks can be used."""
     config = _load(arguments)
     agent = Agent(config, Log(config.log.level, config.log.format))
-    agent.exporter.open()
+    agent.exporter.check()
     agent.close()
     print_line(
         f"{config.where or 'no configuration file'}: good: template {config.template},"
@@ -117,6 +138,33 @@ def schema(arguments: Namespace) -> int:
     return 0
 
 
+def verify(arguments: Namespace) -> int:
+    """Says of JSON lines which frames are missing, repeated or out of order."""
+    from agent import verification
+
+    verified = verification.verify(arguments.files)
+    print_line(verified.json() if arguments.format == "json" else verified.text())
+    return verified.status
+
+
+def spool(arguments: Namespace) -> int:
+    """Says what a ring's file holds, or prints its payloads."""
+    from agent.spool import Spool
+
+    with closing(Spool(arguments.file)) as held:
+        for _, payload in held.records():
+            if arguments.dump and not print_line(payload):
+                return 0
+        if not arguments.dump:
+            report = held.report
+            print_line(
+                report.text() if arguments.format == "text" else msgspec.json.format(msgspec.json.encode(report))
+            )
+        elif held.report.damage:
+            raise HostprobeError(held.report.damage[0])
+    return 0
+
+
 def _load(arguments: Namespace) -> Config:
     overrides: dict[str, Tree] = {}
     for flag in ("interval", "root"):
@@ -126,8 +174,8 @@ def _load(arguments: Namespace) -> Config:
     return configuration.load(arguments.config, getattr(arguments, "template", None), overrides)
 
 
-def print_line(payload: bytes) -> None:
-    """Writes to stdout, past Python's own buffers; a reader that has gone ends the program quietly.
+def print_line(payload: bytes) -> bool:
+    """Writes to stdout, past Python's own buffers; False when its reader has gone, which ends the program quietly.
 
     Raises:
         HostprobeError: stdout can't be written.
@@ -138,11 +186,7 @@ def print_line(payload: bytes) -> None:
         with memoryview(payload) as view:
             LineWriter().write(STDOUT, view)
     except BrokenPipeError:
-        pass
+        return False
     except OSError as error:
         raise HostprobeError(f"stdout: {error.strerror}") from None
-
-
-def duration(text: str) -> Duration:
-    """A duration argument; "0" needs no unit."""
-    return Duration(0) if text == "0" else Duration.parse(text)
+    return True

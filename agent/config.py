@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -20,24 +20,30 @@ import templates
 from agent import discovery
 from agent.errors import UsageError
 from agent.layers import Layer, Tree, environment_layers, error_at, merge, one_of, read_toml, shown, where
+from agent.sinks.secret import SecretSettings
 from agent.sinks.sink import SinkSettings
-from agent.units import Duration, Size
+from agent.units import LONGEST_INTERVAL, Duration, Size
 from probes.probe import ProbeSettings
 from probes.procfs import Source
+from templates import TEMPLATES
 
-TEMPLATES = ("minimal", "standard", "full")
 DEFAULT_TEMPLATE = "standard"
 DEFAULT_FILE = "/etc/hostprobe/hostprobe.toml"
 FILE_VARIABLE = "HOSTPROBE_CONFIG"
 _SECTIONS = ("template", "agent", "log", "probes", "sinks")
 _SHORTEST_INTERVAL = Duration(0.001)
-LONGEST_INTERVAL = Duration(86_400)  # poll(2), which waits for it, takes at most 24 days
 
 S = TypeVar("S")
 
 
 class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The section [agent]."""
+    """The section [agent].
+
+    Attributes:
+        max_memory: resident, without rings in files; above, the agent lengthens its interval.
+        max_cpu_ratio: of one core; likewise.
+        priorities: of tables, by name, where they are to have another than declared.
+    """
 
     interval: Duration = Duration(10)
     align: bool = True
@@ -46,6 +52,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     root: str = "/"
     source: Source = "auto"
     shutdown_timeout: Duration = Duration(5)
+    max_memory: Size = Size(100_000_000)
+    max_cpu_ratio: Annotated[float, msgspec.Meta(gt=0)] = 0.25
+    priorities: dict[str, Literal["low", "normal", "high"]] = {}
     tags: dict[str, str] = {}
 
     def __post_init__(self) -> None:
@@ -65,16 +74,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         where: the file that it comes from, or "" without one.
+        layers: what it was made from; a mistake that shows up later names one of them.
         probes: settings of the enabled probes, in the order of collection.
         sinks: settings of the enabled sinks.
     """
 
     where: str
+    layers: tuple[Layer, ...]
     template: str
     agent: AgentSettings
     log: LogSettings
     probes: dict[str, ProbeSettings]
     sinks: dict[str, SinkSettings]
+
+    def place(self, *path: str) -> str:
+        """A key for a message, and before it the layer that has set it last."""
+        return f"{where(self.layers, path)}{'.'.join(path)}"
 
     def every(self, probe: str) -> int:
         """At how many of the agent's intervals a probe is collected once."""
@@ -160,13 +175,17 @@ def _check(layers: list[Layer], path: str, template: str) -> Config:
         merge(tree, layer.tree)
     _check_texts(layers, tree, ())
     agent = _convert(layers, tree["agent"], AgentSettings, ("agent",))
+    probes = _check_probes(layers, tree["probes"], agent)
+    sinks = _check_sinks(layers, tree["sinks"])
+    _check_tables(layers, probes, agent, sinks)
     return Config(
         where=path,
+        layers=tuple(layers),
         template=template,
         agent=agent,
         log=_convert(layers, tree["log"], LogSettings, ("log",)),
-        probes=_check_probes(layers, tree["probes"], agent),
-        sinks=_check_sinks(layers, tree["sinks"]),
+        probes=probes,
+        sinks=sinks,
     )
 
 
@@ -227,6 +246,9 @@ def _check_sinks(layers: list[Layer], sections: Tree) -> dict[str, SinkSettings]
         if sink is None:
             raise error_at(layers, ("sinks", name, "type"), kind, one_of(discovery.names("sinks"), kind))
         settings: SinkSettings = _convert(layers, section, sink.Settings, ("sinks", name))
+        for key, kept in ((("buffer", "path"), _buffer_path), (("path",), _own_path)):
+            if kept(settings) and kept(settings) in map(kept, sinks.values()):
+                raise error_at(layers, ("sinks", name, *key), kept(settings), "a file that no other sink has")
         if settings.enabled:
             sinks[name] = settings
     if not sinks:
@@ -234,6 +256,28 @@ def _check_sinks(layers: list[Layer], sections: Tree) -> dict[str, SinkSettings]
             f"{where(layers, ('sinks',))}sinks: none is enabled", "at least one enabled sink, such as [sinks.main]"
         )
     return sinks
+
+
+def _buffer_path(settings: SinkSettings) -> str:
+    return settings.buffer.path
+
+
+def _own_path(settings: SinkSettings) -> str:
+    """Where a sink of type file writes: two that rotate the same file would take away each other's."""
+    return str(getattr(settings, "path", "")) if settings.type == "file" else ""
+
+
+def _check_tables(
+    layers: list[Layer], probes: Mapping[str, Any], agent: AgentSettings, sinks: Mapping[str, SinkSettings]
+) -> None:
+    """Checks that every table that a setting names is filled by an enabled probe."""
+    classes: list[Any] = [discovery.load("probes", name) for name in probes]
+    known = [spec.name for probe in classes for spec in probe.tables]
+    named = [(("sinks", name, "tables"), settings.tables) for name, settings in sinks.items()]
+    for place, tables in ((("agent", "priorities"), tuple(agent.priorities)), *named):
+        for table in tables:
+            if table not in known:
+                raise error_at(layers, place, table, one_of(known, table))
 
 
 def _convert(layers: list[Layer], section: Any, kind: type[S], path: tuple[str, ...]) -> S:
@@ -257,6 +301,7 @@ def _explain(text: str, section: Any, kind: Any) -> tuple[tuple[str, ...], Any, 
             key = next((name for name, item in section.items() if not _fits(item, kind)), key)
         else:
             kind = get_type_hints(kind).get(key) if _is_struct(kind) else next(iter(get_args(kind)), None)
+        kind = _without_none(kind)
         section = section[int(key)] if isinstance(section, list) else section.get(key)
         path += (key,)
     for pattern, expected in (
@@ -265,10 +310,15 @@ def _explain(text: str, section: Any, kind: Any) -> tuple[tuple[str, ...], Any, 
         (r"Object missing required field `(.*)`", lambda match: "a value, it has no default"),
     ):
         if match := re.fullmatch(pattern, message, re.DOTALL):
-            return (*path, match[1]), section.get(match[1]), expected(match)
+            value = section.get(match[1])
+            may_be_secret = _has_secret(kind) and match[1] not in kind.__struct_fields__
+            return (*path, match[1]), None if may_be_secret else value, expected(match)
+    if _has_secret(kind):
+        return path, None, "a table"
     choices = _choices(kind)
     if choices:
-        return path, section, one_of(choices, section)
+        number = "a whole number, or " if _takes_number(kind) else ""
+        return path, section, number + one_of(choices, section)
     message = re.sub(r"^Expected (.*?)(, got .*)?$", r"\1", message)
     return path, section, re.sub(r"`(\w+)`", lambda match: _WORDS.get(match[1], match[1]), message)
 
@@ -299,6 +349,24 @@ def _decode(kind: type[Any], value: Any) -> Any:
 
 def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _without_none(kind: Any) -> Any:
+    """What a setting is where it is there."""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    return parts[0] if get_origin(kind) in (Union, UnionType) and len(parts) == 1 else kind
+
+
+def _has_secret(kind: Any) -> bool:
+    """Whether somebody may have put a secret into this table, or in its place: no message shows what it is."""
+    if not _is_struct(kind):
+        return False
+    return kind is SecretSettings or any(_has_secret(_without_none(hint)) for hint in get_type_hints(kind).values())
+
+
+def _takes_number(kind: Any) -> bool:
+    nested = get_origin(kind) in (Union, UnionType, Annotated)
+    return kind is int or (nested and any(map(_takes_number, get_args(kind))))
 
 
 def _choices(kind: Any) -> list[str]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from agent.exporter import Exporter
+from agent.exporter import Exporter, Output
 from agent.frame import Frame
 from agent.logs import Log
 from agent.pool import Buffer, Pool, buffer_pool
@@ -28,9 +29,11 @@ _CLOCK_STEP_NS = 1_000_000  # less between the two clocks is the time it takes t
 
 
 class Serializer(Protocol):
-    """Turns a frame into bytes; `buffer.data` is the payload afterwards."""
+    """Turns a frame, or some of its tables, into bytes; `buffer.data` is the payload afterwards."""
 
-    def write(self, frame: Frame, buffer: Buffer) -> None: ...
+    def write(
+        self, frame: Frame, buffer: Buffer, tables: Collection[str] = (), left_out: Collection[str] = ()
+    ) -> None: ...
 
 
 @dataclass(slots=True)
@@ -126,16 +129,19 @@ class Cycle:
             meter.failing = type(error).__name__
 
     def publish(self) -> None:
-        """Serializes the frame once for each format and pushes it."""
-        frame = self.frame
-        for name, serializer in self._serializers.items():
-            buffer = self.buffers.acquire()
-            try:
-                serializer.write(frame, buffer)
-                self._meter.payload_bytes += len(buffer.data)
-                self._exporter.push(name, buffer.data, frame.sequence, frame.monotonic_ns)
-            finally:
-                self.buffers.release(buffer)
+        """Serializes the frame, once for all sinks that want the same of it, and pushes it."""
+        buffer = self.buffers.acquire()
+        try:
+            self._exporter.publish(self.frame, partial(self._serialize, buffer))
+        finally:
+            self.buffers.release(buffer)
+
+    def _serialize(self, buffer: Buffer, output: Output, left_out: Collection[str]) -> bytearray:
+        if len(buffer.data) < buffer.capacity:  # another sink's payload is in it
+            buffer.clear()
+        self._serializers[output.format].write(self.frame, buffer, output.tables, left_out)
+        self._meter.payload_bytes += len(buffer.data)
+        return buffer.data
 
     def close(self) -> None:
         """Closes the probes and gives the tables back."""
@@ -188,16 +194,19 @@ class Schedule:
             self._follow_wall_clock()
         return (self._deadline_ns - self._monotonic_ns()) / 1e9
 
-    def advance(self) -> int:
+    def advance(self, ticks: int = 1) -> int:
         """Sets the next deadline after a cycle has run; returns how many were missed meanwhile.
 
         Deadlines that have passed already are skipped, never caught up in a burst.
+
+        Args:
+            ticks: how many intervals later it is at the earliest.
         """
         late_ns = self._monotonic_ns() - self._deadline_ns
-        steps = max(1, math.ceil(late_ns / self._interval_ns))
+        steps = max(ticks, math.ceil(late_ns / self._interval_ns))
         self._deadline_ns += steps * self._interval_ns
         self.tick += steps
-        return steps - 1
+        return steps - ticks
 
     def _follow_wall_clock(self) -> None:
         """A clock that was set moves the deadline; by more than half an interval, the tick as well."""

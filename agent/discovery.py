@@ -25,7 +25,14 @@ PROBES = {
 }
 """In the order of the tables in a line; `agent` is last, so that it sees the cycle."""
 
-SINKS = {"stdout": "agent.sinks.stdout:StdoutSink", "file": "agent.sinks.file:FileSink"}
+SINKS = {
+    "stdout": "agent.sinks.stdout:StdoutSink",
+    "file": "agent.sinks.file:FileSink",
+    "tcp": "agent.sinks.stream:TcpSink",
+    "unix": "agent.sinks.stream:UnixSink",
+    "udp": "agent.sinks.udp:UdpSink",
+    "http": "agent.sinks.http:HttpSink",
+}
 
 _BUILT_IN = {"probes": PROBES, "sinks": SINKS}
 

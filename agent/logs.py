@@ -6,6 +6,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -25,6 +27,10 @@ class Log:
         self._format = format
         self._structlog: Any = None
 
+    def load(self) -> None:
+        """Imports structlog now, where memory is to be taken at the start."""
+        self._structlog = self._structlog or _structlog(self._format)
+
     def debug(self, event: str, **fields: Any) -> None:
         self._write(0, event, fields)
 
@@ -40,14 +46,20 @@ class Log:
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
         if level >= self._level and sys.stderr is not None:
             with suppress(OSError, ValueError):  # a stderr that is full, closed or gone must not end a thread
-                if self._structlog is None:
-                    self._structlog = _structlog(self._format)
-                getattr(self._structlog, LEVELS[level])(event, **fields)
+                self.load()
+                if self._structlog is not None:
+                    getattr(self._structlog, LEVELS[level])(event, **fields)
+                else:
+                    line = msgspec.json.encode({**fields, "event": event, "level": LEVELS[level]}, enc_hook=str)
+                    print(line.decode(), file=sys.stderr, flush=True)
 
 
 def _structlog(format: str) -> Any:
-    import structlog
-
+    """structlog's logger; None while it can't be imported, as when no file can be opened any more."""
+    try:
+        import structlog
+    except (ImportError, OSError):
+        return None
     terminal = sys.stderr.isatty()
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=terminal)

@@ -3,83 +3,119 @@
     ┌──────────┬───────────────┬───────────────┬─ ─ ─ ─ ─ ─ ─ ─┐
     │   free   │ header payload│ header payload│      free     │
     └──────────┴───────────────┴───────────────┴─ ─ ─ ─ ─ ─ ─ ─┘
-               tail (take)                     head (push)
+               tail (claim, settle)            head (push)
 
-A record is a header (payload bytes, count, sequence, stamp) and its payload, padded to
-eight bytes. It never wraps: where the rest of the block is too short, a mark sends the
-reader back to the start. Push and take move offsets and copy bytes; nothing grows.
+The block is anonymous memory, or a mapped file that outlives the process (`ring_file`); the code
+is the same. Push, claim and settle move offsets and copy bytes; nothing grows.
 
-A block of equal small records is pushed as one record with a count, so that its cost
-does not depend on how many they are; it is taken, or dropped, as a whole, and every
-figure counts the records in it. Always: pushed = taken + held + dropped.
+The reader claims a batch, which stays where it is, and settles it when the sink has delivered.
+A claimed record that must make room meanwhile is in doubt: it is taken if the delivery succeeds.
+
+A block of equal small records is pushed as one with a count, so that its cost does not depend on
+how many they are; it is taken, or dropped, as a whole, and every figure counts the records in it.
+Always: pushed + recovered = taken + held + dropped.
 """
 
 from __future__ import annotations
 
 import mmap
-import struct
 import threading
-from enum import StrEnum
-from typing import NamedTuple
+import time
 
-_HEADER = struct.Struct("<IIQQ")  # payload bytes, records in it, first sequence, stamp in ns
-_ALIGN = 8
-_BACK_TO_START = 0xFFFF_FFFF
+import numpy as np
+
+from agent.delivery import Drop, WhenFull
+from agent.ring_file import RingFile
+from agent.ring_records import (
+    ALIGN,
+    CHECKSUM,
+    FIELDS,
+    HEADER,
+    MARK,
+    NUMBER_MASK,
+    Header,
+    Payload,
+    Record,
+    State,
+    checksum,
+    header_at,
+    need,
+)
+
 MIN_BYTES = 256
-
-Payload = bytes | bytearray | memoryview
-
-
-class WhenFull(StrEnum):
-    """What a full ring does with a record that doesn't fit."""
-
-    DROP_OLDEST = "drop_oldest"
-    DROP_NEWEST = "drop_newest"
-
-
-class Record(NamedTuple):
-    """What `take` took: its payload is in the caller's buffer."""
-
-    size: int
-    records: int
-    sequence: int
-    stamp_ns: int
+NO_INSTANCE = bytes(16)
+_NO_CHECKSUM = bytes(CHECKSUM.size)
 
 
 class Ring:
-    """A bounded queue of payloads, safe for one writer and one reader on threads of their own.
+    """A bounded queue of payloads, safe for any number of writers and one reader on threads of their own.
 
     Args:
         size: bytes of the block, headers included; rounded down to a multiple of eight.
         when_full: whether the oldest records make room or the new one is dropped.
+        file: the block's file, whose state holds whole records only; anonymous memory without.
+        instance: who pushes, 16 bytes; kept beside each record.
 
     Attributes:
-        pushed, taken, dropped: records since the start; held ones are `len(ring)`.
+        pushed, taken: records since the start; held ones are `len(ring)`.
+        recovered: records that the file held, those included that were damaged.
+        drops: records given up, by reason.
+        held_bytes: of the payloads held.
     """
 
-    def __init__(self, size: int, when_full: WhenFull = WhenFull.DROP_OLDEST) -> None:
+    def __init__(
+        self,
+        size: int,
+        when_full: WhenFull = WhenFull.DROP_OLDEST,
+        file: RingFile | None = None,
+        instance: bytes = NO_INSTANCE,
+    ) -> None:
         assert size >= MIN_BYTES, f"a ring of {size} bytes holds nothing"
-        self.size = size - size % _ALIGN
+        self.size = size - size % ALIGN
         self.when_full = when_full
         # Pages of an anonymous mapping take memory when they are first written. A ring that is
         # emptied starts anew at its beginning, so a healthy sink's ring stays small in memory.
-        self._block = memoryview(mmap.mmap(-1, self.size))
+        self._block = memoryview(mmap.mmap(-1, self.size)) if file is None else file.block
+        self._file = file
+        self._instance = instance
+        self._clocks_apart_ns = time.time_ns() - time.monotonic_ns()  # for stamps of other processes
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
-        self._waiting = False
+        self._wanted = 0  # headers that the reader waits for; 0 while it doesn't
+        self._wanted_bytes = 0
         self._closed = False
-        self._head = 0
-        self._tail = 0
-        self._records = 0  # headers in the block, marks not counted
-        self._used = 0  # bytes from tail to head, the skipped end included
+        self._claimed: list[Record] = []
+        self._in_doubt = 0  # of the claimed ones, from their start, those that have made room
+        self._takes_next = True  # by WhenFull.SAMPLE
+        state = State(end=self.size) if file is None else file.state
+        self._head, self._tail, self._end, self._used, self._headers, self._records, self._number = state
         self.held_bytes = 0
         self.pushed = 0
         self.taken = 0
-        self.dropped = 0
+        self.recovered = state.records
+        self.drops = dict.fromkeys(Drop, 0)
+        place = self._tail
+        for _ in range(self._headers):
+            place = 0 if place == self._end else place
+            length = header_at(self._block, place).length
+            self.held_bytes += length
+            place += need(length)
 
     def __len__(self) -> int:
         with self._lock:
-            return self.pushed - self.taken - self.dropped
+            return self.pushed + self.recovered - self.taken - self.dropped
+
+    @property
+    def account(self) -> tuple[int, int, int]:
+        """Records taken, dropped and held at one moment: together all that were pushed or recovered."""
+        with self._lock:
+            dropped = self.dropped
+            return self.taken, dropped, self.pushed + self.recovered - self.taken - dropped
+
+    @property
+    def dropped(self) -> int:
+        """Records given up, for all reasons."""
+        return sum(self.drops.values())
 
     @property
     def used_ratio(self) -> float:
@@ -87,130 +123,268 @@ class Ring:
         return self._used / self.size
 
     @property
-    def oldest_stamp_ns(self) -> int | None:
-        """The stamp of the record that `take` would take, None when the ring is empty."""
-        with self._lock:
-            if not self._records:
-                return None
-            return int(_HEADER.unpack_from(self._block, self._tail)[3])
+    def outlives_process(self) -> bool:
+        """Whether what is held is there for the next process."""
+        return self._file is not None
 
-    def push(self, payload: Payload, sequence: int, stamp_ns: int, count: int = 1) -> bool:
+    @property
+    def oldest_stamp_ns(self) -> int | None:
+        """The stamp of the oldest record held, claimed ones included; None when there is none."""
+        with self._lock:
+            if self._claimed:
+                return self._claimed[0].stamp_ns
+            return self._own_stamp_ns(header_at(self._block, self._tail)) if self._headers else None
+
+    def push(self, payload: Payload, sequence: int, stamp_ns: int, records: int = 1, time_unix_ns: int = 0) -> bool:
         """Copies a payload into the ring.
 
         Args:
-            payload: the bytes of one record, or of `count` records one behind the other.
+            payload: the bytes of one record, or of some one behind the other.
             sequence: of the record, or of the first of them.
             stamp_ns: the monotonic reading of its frame.
-            count: how many records the payload is.
+            records: how many records the payload is.
+            time_unix_ns: the wall clock's reading of its frame, for whoever recovers it.
 
         Returns:
             False if it was dropped: it doesn't fit, or the ring is closed.
         """
-        length = len(payload)
-        need = _HEADER.size + length
-        need += -need % _ALIGN
         with self._lock:
-            self.pushed += count
-            if self._closed or not self._make_room(need):
-                self.dropped += count
+            self.pushed += records
+            room = need(len(payload))
+            if self._closed or room > self.size:
+                self.drops[Drop.SHUTDOWN if self._closed else Drop.FULL] += records
                 return False
-            head = self._head
-            _HEADER.pack_into(self._block, head, length, count, sequence, stamp_ns)
-            start = head + _HEADER.size
-            self._block[start : start + length] = payload
-            self._head = head + need
-            self._used += need
-            self._records += 1
-            self.held_bytes += length
-            if self._waiting:
+            if not self._fits(room) and not self._make_room(room, records):
+                return False
+            self._append(payload, room, records, sequence, stamp_ns, time_unix_ns, self._instance)
+            if self._file is not None and self._file.is_flushed_each_push:
+                self._file.flush()
+            if self._wanted and (self._headers >= self._wanted or self.held_bytes >= self._wanted_bytes):
                 self._filled.notify()
         return True
 
-    def take(self, into: bytearray, wait: bool = False) -> Record | None:
-        """Copies the oldest record's payload to the start of `into`, and removes it.
+    def populate(self) -> None:
+        """Takes all of the block's memory now, and not as it fills up."""
+        np.frombuffer(self._block, dtype=np.uint8)[:: mmap.PAGESIZE].sum()
+
+    def has_room(self, length: int) -> bool:
+        """Whether a payload of this length would fit without dropping any."""
+        with self._lock:
+            return self._place_for(need(length)) is not None
+
+    def recover(self, header: Header, payload: Payload) -> None:
+        """Pushes a record that another ring's file held, as it was."""
+        with self._lock:
+            self.recovered += header.records
+            room = need(len(payload))
+            if room > self.size:
+                self.drops[Drop.FULL] += header.records
+            elif self._fits(room) or self._make_room(room, header.records):
+                _, _, records, _, sequence, stamp_ns, time_unix_ns, instance = header
+                self._append(payload, room, records, sequence, stamp_ns, time_unix_ns, instance)
+
+    def recover_damaged(self, records: int) -> None:
+        """Counts records that the file held and that are not whole."""
+        with self._lock:
+            self.recovered += records
+            self.drops[Drop.DAMAGED] += records
+
+    def claim(
+        self,
+        into: bytearray,
+        payloads: int = 1,
+        payload_bytes: int = 1 << 62,
+        wait: bool = False,
+        linger_seconds: float = 0.0,
+    ) -> list[Record]:
+        """Copies the oldest payloads to the start of `into`, one behind the other; they stay held until settled.
 
         `into` is made longer where it is too short, and never shorter.
 
         Args:
-            wait: whether to wait for a record, until the ring is closed and empty.
+            payloads: the most that are claimed.
+            payload_bytes: the most bytes that they have in all; a single larger one is claimed alone.
+            wait: whether to wait for the first, until the ring is closed and empty.
+            linger_seconds: how long to wait for others, once there is one, until there are as many as may be claimed.
 
         Returns:
-            None if there is no record.
+            What was claimed; empty if there is nothing.
         """
         with self._lock:
-            while wait and not self._records and not self._closed:
-                self._waiting = True
-                self._filled.wait()
-                self._waiting = False
-            if not self._records:
-                return None
-            length, count, sequence, stamp_ns = _HEADER.unpack_from(self._block, self._tail)
-            start = self._tail + _HEADER.size
-            if len(into) < length:
-                into.extend(bytes(length - len(into)))
-            into[:length] = self._block[start : start + length]
-            self._remove(length, count)
-            self.taken += count
-            return Record(length, count, sequence, stamp_ns)
+            assert not self._claimed, "claimed again before all were settled"
+            if wait:
+                self._wait(payloads, payload_bytes, linger_seconds)
+            claimed: list[Record] = []
+            place = self._tail
+            size = 0
+            for _ in range(min(payloads, self._headers)):
+                place = 0 if place == self._end else place
+                header = header_at(self._block, place)
+                length = header.length
+                if claimed and size + length > payload_bytes:
+                    break
+                if len(into) < size + length:
+                    into.extend(bytes(size + length - len(into)))
+                start = place + HEADER.size
+                into[size : size + length] = self._block[start : start + length]
+                own = header.instance == self._instance
+                claimed.append(Record(length, header.records, header.sequence, self._own_stamp_ns(header), own))
+                size += length
+                place += need(length)
+            self._claimed = claimed
+            return claimed.copy()
+
+    def settle(self, payloads: int, dropped: Drop | None = None) -> None:
+        """Removes the oldest claimed payloads: they are delivered, or given up for a reason.
+
+        A reader that was given up itself finds nothing claimed any more, and settles nothing.
+        """
+        with self._lock:
+            self._settle(payloads, dropped)
+            self._publish()
+
+    def release(self) -> None:
+        """Claims nothing any more: what was not settled is claimed again next time, or was dropped meanwhile."""
+        with self._lock:
+            for record in self._claimed[: self._in_doubt]:
+                self.held_bytes -= record.size
+                self.drops[Drop.FULL] += record.records
+            self._claimed.clear()
+            self._in_doubt = 0
 
     def close(self) -> None:
-        """Wakes the reader; what is held can still be taken, nothing more can be pushed."""
+        """Wakes the reader; what is held can still be claimed, nothing more can be pushed."""
         with self._lock:
             self._closed = True
             self._filled.notify_all()
 
-    def drop_held(self) -> int:
-        """Gives up everything that is held, counted as dropped; returns how many records."""
+    def drop_held(self, reason: Drop = Drop.SHUTDOWN) -> None:
+        """Gives up everything that is held, the claimed ones too."""
         with self._lock:
-            dropped_before = self.dropped
-            while self._records:
-                self._drop_oldest()
-            return self.dropped - dropped_before
+            self._settle(len(self._claimed), reason)
+            while self._headers:
+                self._drop_oldest(reason)
+            self._publish()
 
-    def _make_room(self, need: int) -> bool:
-        """Moves the head, and drops what the policy allows, until `need` bytes fit at it."""
-        if need > self.size:
+    def unmap(self) -> None:
+        """Gives a file back; the ring can't be used any more."""
+        if self._file is not None:
+            with self._lock:
+                self._closed = True
+                self._file.close()
+                self._file = None
+                self._headers = 0
+
+    def _own_stamp_ns(self, header: Header) -> int:
+        """The stamp on this process's monotonic clock; that of another one began elsewhere."""
+        if header.instance == self._instance:
+            return header.stamp_ns
+        return header.time_unix_ns - self._clocks_apart_ns
+
+    def _wait(self, payloads: int, payload_bytes: int, linger_seconds: float) -> None:
+        self._wanted = 1
+        while not self._headers and not self._closed:
+            self._filled.wait()
+        if linger_seconds:
+            self._wanted, self._wanted_bytes = payloads, payload_bytes
+            deadline = time.monotonic() + linger_seconds
+            while self._headers < payloads and self.held_bytes < payload_bytes and not self._closed:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._filled.wait(left):
+                    break
+        self._wanted = 0
+
+    def _settle(self, payloads: int, dropped: Drop | None) -> None:
+        for record in self._claimed[:payloads]:
+            if self._in_doubt:
+                self._in_doubt -= 1
+            else:
+                self._remove(record.size, record.records)
+            self.held_bytes -= record.size
+            if dropped is None:
+                self.taken += record.records
+            else:
+                self.drops[dropped] += record.records
+        del self._claimed[:payloads]
+
+    def _append(
+        self, payload: Payload, room: int, records: int, sequence: int, stamp_ns: int, unix_ns: int, instance: bytes
+    ) -> None:
+        """Writes a record at the head, where there is room; it is there once its state is published."""
+        head, length = self._head, len(payload)
+        fields = FIELDS.pack(length, records, self._number, sequence, stamp_ns, unix_ns, instance)
+        check = _NO_CHECKSUM if self._file is None else CHECKSUM.pack(checksum(fields, payload))
+        start = head + HEADER.size
+        self._block[head:start] = MARK + check + fields
+        self._block[start : start + length] = payload
+        self._head = head + room
+        self._used += room
+        self._headers += 1
+        self._records += records
+        self._number = (self._number + 1) & NUMBER_MASK
+        self.held_bytes += length
+        self._publish()
+
+    def _publish(self) -> None:
+        if self._file is not None:
+            self._file.publish(
+                self._head, self._tail, self._end, self._used, self._headers, self._records, self._number
+            )
+
+    def _place_for(self, room: int) -> int | None:
+        """Where `room` bytes are free: at the head, or at the block's start; None where nowhere."""
+        if self._head < self._tail or self._used == self.size:
+            return self._head if self._tail - self._head >= room else None
+        if self.size - self._head >= room:  # free: behind head, and before tail
+            return self._head
+        return 0 if self._tail >= room else None
+
+    def _fits(self, room: int) -> bool:
+        """Whether `room` bytes are free; the head is where they are then."""
+        place = self._place_for(room)
+        if place is None:
             return False
-        while True:
-            if self._head >= self._tail and self._used < self.size:  # free: behind head, and before tail
-                if self.size - self._head >= need:
-                    return True
-                if self._tail >= need:
-                    self._skip_to_start()
-                    return True
-            elif self._tail - self._head >= need:
-                return True
-            if self.when_full is WhenFull.DROP_NEWEST:
+        if place != self._head:
+            self._used += self.size - self._head
+            self._end = self._head
+            self._head = 0
+        return True
+
+    def _make_room(self, room: int, records: int) -> bool:
+        """Drops the oldest records until `room` bytes fit at the head, or the new one, as the policy says."""
+        if self.when_full is WhenFull.DROP_NEWEST:
+            self.drops[Drop.FULL] += records
+            return False
+        if self.when_full is WhenFull.SAMPLE:
+            self._takes_next = not self._takes_next
+            if not self._takes_next:
+                self.drops[Drop.SAMPLED] += records
                 return False
-            self._drop_oldest()
+        while not self._fits(room):
+            self._drop_oldest(Drop.FULL)
+        self._publish()  # before the records that are gone are written over
+        return True
 
-    def _skip_to_start(self) -> None:
-        rest = self.size - self._head
-        if rest >= 4:
-            struct.pack_into("<I", self._block, self._head, _BACK_TO_START)
-        self._used += rest
-        self._head = 0
+    def _drop_oldest(self, reason: Drop) -> None:
+        header = header_at(self._block, self._tail)
+        self._remove(header.length, header.records)
+        if self._in_doubt < len(self._claimed):
+            self._in_doubt += 1
+        else:
+            self.held_bytes -= header.length
+            self.drops[reason] += header.records
 
-    def _drop_oldest(self) -> None:
-        length, count, _, _ = _HEADER.unpack_from(self._block, self._tail)
-        self._remove(length, count)
-        self.dropped += count
-
-    def _remove(self, length: int, count: int) -> None:
-        need = _HEADER.size + length
-        need += -need % _ALIGN
-        self._tail += need
-        self._used -= need
-        self._records -= 1
-        self.held_bytes -= length
-        self._wrap_tail()
-
-    def _wrap_tail(self) -> None:
-        """Past the end or at a mark, the next record is at the start; an empty ring starts anew."""
-        if not self._records:
+    def _remove(self, length: int, records: int) -> None:
+        """Moves the tail past a record; at the end it goes on at the start, and an empty ring starts anew."""
+        room = need(length)
+        self._tail += room
+        self._used -= room
+        self._headers -= 1
+        self._records -= records
+        if not self._headers:
             self._head = self._tail = self._used = 0
-            return
-        rest = self.size - self._tail
-        if rest == 0 or struct.unpack_from("<I", self._block, self._tail)[0] == _BACK_TO_START:
-            self._used -= rest
+            self._end = self.size
+        elif self._tail == self._end:
+            self._used -= self.size - self._end
             self._tail = 0
+            self._end = self.size

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,14 @@ class Kind(StrEnum):
 
     COUNTER = "counter"
     GAUGE = "gauge"
+
+
+class Priority(IntEnum):
+    """What a sink's ring goes without first when it fills up: tables of low priority."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,7 @@ class TableSpec:
         keep_rows: a table that grew above this is not kept by the pool.
         help: one sentence: the table's subject.
         optional: labels and columns that are there only where a setting asks for them.
+        priority: when a sink's ring fills up, tables of low priority are left out first.
 
     Attributes:
         derives: some columns are computed from counters (agent/rates.py).
@@ -109,8 +118,10 @@ class TableSpec:
         rows: int = 16,
         keep_rows: int = 1024,
         optional: Sequence[str] = (),
+        priority: Priority = Priority.NORMAL,
     ) -> None:
         self.name = name
+        self.priority = priority
         self.help = help
         self.columns = columns
         self.labels = tuple(labels)
@@ -139,6 +150,7 @@ class TableSpec:
             labels=[name for name in self.labels if name not in self.optional],
             rows=self.rows,
             keep_rows=self.keep_rows,
+            priority=self.priority,
         )
 
 

@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.exporter import SinkWorker
+from agent.delivery import Circuit
 from agent.frame import Frame
-from agent.table import NAN, Labels, TableSpec, counter, gauge
+from agent.sink_worker import SinkWorker
+from agent.table import NAN, Labels, Priority, TableSpec, counter, gauge
 from probes.probe import ProbeSettings
 from probes.procfs import PAGE_BYTES, ProcFile, integer
 
@@ -34,6 +35,8 @@ AGENT = TableSpec(
     gauge("allocated_blocks", "blocks", "Memory blocks that Python has allocated now."),
     counter("voluntary_context_switches_total", "switches", "Times the process gave up the CPU to wait."),
     counter("involuntary_context_switches_total", "switches", "Times the process was made to give up the CPU."),
+    gauge("throttle_ratio", "ratio", "How far it holds back: intervals are longer by 1/(1 - throttle_ratio)."),
+    priority=Priority.HIGH,
 )
 AGENT_PROBE = TableSpec(
     "agent_probe",
@@ -42,23 +45,34 @@ AGENT_PROBE = TableSpec(
     counter("failures_total", "failures", "Its collections that failed."),
     gauge("up", "boolean", "1 if its last collection succeeded, 0 if it failed."),
     labels=("probe",),
+    priority=Priority.HIGH,
 )
 AGENT_SINK = TableSpec(
     "agent_sink",
     "How each sink does.",
     counter("sent_frames_total", "frames", "Frames delivered."),
     counter("sent_bytes_total", "bytes", "Payload bytes delivered."),
-    counter("dropped_frames_total", "frames", "Frames given up: the ring was full, or the agent shut down."),
+    counter("dropped_frames_total", "frames", "Frames given up, for whatever reason."),
     counter("failures_total", "failures", "Deliveries that failed."),
     counter("retries_total", "retries", "Deliveries tried again."),
     gauge("backlog_frames", "frames", "Frames not delivered yet."),
     gauge("backlog_bytes", "bytes", "Payload bytes not delivered yet."),
     gauge("ring_used_ratio", "ratio", "The part of the ring that is occupied."),
     gauge("oldest_seconds", "seconds", "Age of the oldest frame not delivered; null when there is none."),
-    gauge("circuit_open", "boolean", "1 while the sink has failed 5 times or more in a row and is only probed."),
+    gauge("circuit_open", "boolean", "1 after 5 failures in a row, until a delivery succeeds: the peer is left alone."),
     gauge("latency_p50_seconds", "seconds", "From a frame's stamp to its delivery: median of the latest frames."),
     gauge("latency_p99_seconds", "seconds", "The same: 99 of 100 took no longer."),
+    gauge("circuit_half_open", "boolean", "1 while the circuit is open and lets up to 3 trials through."),
+    counter("recovered_frames_total", "frames", "Frames that the buffer's file held at the start."),
+    counter("thinned_frames_total", "frames", "Frames pushed without some of their tables, as the ring filled up."),
+    counter("dropped_full_frames_total", "frames", "Given up because the ring was full."),
+    counter("dropped_aged_frames_total", "frames", "Given up because they were older than max_age."),
+    counter("dropped_rejected_frames_total", "frames", "Given up because the peer refused them for good."),
+    counter("dropped_damaged_frames_total", "frames", "Given up because they were damaged in the buffer's file."),
+    counter("dropped_sampled_frames_total", "frames", "Given up by when_full = sample."),
+    counter("dropped_shutdown_frames_total", "frames", "Given up because the agent ended before they were sent."),
     labels=("sink",),
+    priority=Priority.HIGH,
 )
 
 
@@ -82,6 +96,34 @@ class CycleMeter:
     probe_failures: int = 0
     frames: int = 0
     payload_bytes: int = 0
+    throttle: float = 0.0
+
+
+class ProcessMemory:
+    """The resident memory of this process."""
+
+    def __init__(self) -> None:
+        self._statm = ProcFile("/proc/self/statm")
+
+    def resident_bytes(self, file_bytes: int = 0) -> float:
+        """Bytes of memory that are mapped and present.
+
+        Args:
+            file_bytes: of files that are mapped and don't count, as far as they are present.
+        """
+        words = self._statm.read().split(None, 3)  # proc_pid_statm(5): size resident shared …, in pages
+        pages = [integer(word) for word in words[1:3]]
+        if len(pages) == 2 and pages[0] is not None and pages[1] is not None:
+            return pages[0] * PAGE_BYTES - min(file_bytes, pages[1] * PAGE_BYTES)
+        try:
+            import psutil
+
+            return float(psutil.Process(os.getpid()).memory_info().rss)
+        except (ImportError, OSError):  # no file can be opened any more
+            return NAN
+
+    def close(self) -> None:
+        self._statm.close()
 
 
 class AgentProbe:
@@ -96,7 +138,7 @@ class AgentProbe:
         self._sinks = sinks
         self._probe_labels: list[Labels] = [(meter.name,) for meter in probes]
         self._sink_labels: list[Labels] = [(worker.name,) for worker in sinks]
-        self._statm = ProcFile("/proc/self/statm")
+        self._memory = ProcessMemory()
 
     def collect(self, frame: Frame) -> None:
         self._collect_agent(frame)
@@ -107,18 +149,32 @@ class AgentProbe:
         table = frame.open(AGENT_SINK)
         table.claim(self._sink_labels)
         for row, worker in enumerate(self._sinks):
-            oldest = worker.oldest_stamp_ns
+            oldest = worker.ring.oldest_stamp_ns
             sent, dropped, backlog = worker.frames
-            table.put_counters(row, (sent, worker.sent_bytes, dropped, worker.failures, worker.retries))
+            circuit, ring = worker.circuit, worker.ring
+            table.put_counters(
+                row,
+                (
+                    sent,
+                    worker.sent_bytes,
+                    dropped,
+                    worker.failures,
+                    worker.retries,
+                    ring.recovered,
+                    worker.thinned_frames,
+                    *ring.drops.values(),
+                ),
+            )
             table.put_gauges(
                 row,
                 (
                     backlog,
-                    worker.backlog_bytes,
-                    worker.ring.used_ratio,
-                    NAN if oldest is None else (frame.monotonic_ns - oldest) / 1e9,
-                    worker.circuit_open,
+                    ring.held_bytes,
+                    ring.used_ratio,
+                    NAN if oldest is None else max(frame.monotonic_ns - oldest, 0) / 1e9,
+                    circuit is not Circuit.CLOSED,
                     *worker.latency.quantiles_seconds(0.5, 0.99),
+                    circuit is Circuit.HALF_OPEN,
                 ),
             )
 
@@ -139,19 +195,12 @@ class AgentProbe:
                 involuntary,
             ),
         )
-        table.put_gauges(0, (meter.cycle_seconds, self._resident_bytes(), sys.getallocatedblocks()))
-
-    def _resident_bytes(self) -> float:
-        words = self._statm.read().split(None, 2)  # proc_pid_statm(5): size resident …, in pages
-        pages = integer(words[1]) if len(words) > 1 else None
-        if pages is not None:
-            return pages * PAGE_BYTES
-        import psutil
-
-        return float(psutil.Process(os.getpid()).memory_info().rss)
+        table.put_gauges(
+            0, (meter.cycle_seconds, self._memory.resident_bytes(), sys.getallocatedblocks(), meter.throttle)
+        )
 
     def close(self) -> None:
-        self._statm.close()
+        self._memory.close()
 
 
 def _context_switches() -> tuple[int | None, int | None]:

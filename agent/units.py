@@ -75,6 +75,10 @@ class Size(int):
         return f"{int(self)}B"
 
 
+LONGEST_INTERVAL = Duration(86_400)
+"""Of the agent, between two frames: poll(2), which waits for it, takes at most 24 days."""
+
+
 def _amount(number: str, unit: int) -> int:
     """A number of units in whole parts of the smallest one; exact where the number is whole."""
     return int(number) * unit if number.isdecimal() else round(float(number) * unit)

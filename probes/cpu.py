@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from agent.errors import ProbeError
 from agent.frame import Frame
-from agent.table import COUNTER_MAX, Column, Labels, TableSpec, counter, gauge, ratio
+from agent.table import COUNTER_MAX, Column, Labels, Priority, TableSpec, counter, gauge, ratio
 from probes.probe import ProbeSettings
 from probes.procfs import ONE_RECORD, USER_HZ, Host, KeyedText, integers, scheduler_part
 
@@ -63,6 +63,7 @@ CPU = TableSpec(
     counter("context_switches_total", "switches", "Context switches."),
     counter("interrupts_total", "interrupts", "Interrupts served, of all kinds."),
     counter("forks_total", "forks", "Processes and threads created."),
+    priority=Priority.HIGH,
 )
 CPU_CORE = TableSpec(
     "cpu_core", "CPU time by logical CPU that is online.", *_RATIOS[:1], *_SECONDS, labels=("core",), rows=64

@@ -6,7 +6,7 @@ import re
 
 from agent.errors import ProbeError
 from agent.frame import Frame
-from agent.table import NAN, TableSpec, gauge
+from agent.table import NAN, Priority, TableSpec, gauge
 from probes.probe import ProbeSettings
 from probes.procfs import ONE_RECORD, Host, KeyedText, scheduler_part
 
@@ -19,6 +19,7 @@ LOAD = TableSpec(
     gauge("runnable", "tasks", "Tasks running or waiting for a CPU now."),
     gauge("blocked", "tasks", "Tasks in uninterruptible sleep for IO now."),
     gauge("threads", "tasks", "Tasks (threads of all processes) that exist now."),
+    priority=Priority.HIGH,
 )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from agent.errors import ProbeError
 from agent.frame import Frame
-from agent.table import COUNTER_MAX, NAN, TableSpec, counter, gauge
+from agent.table import COUNTER_MAX, NAN, Priority, TableSpec, counter, gauge
 from probes.probe import ProbeSettings
 from probes.procfs import ONE_RECORD, PAGE_BYTES, Host, KeyedText
 
@@ -33,6 +33,7 @@ MEMORY = TableSpec(
     gauge("used_ratio", "ratio", "Used memory divided by all memory.", derived=True),
     gauge("hugepages_total_bytes", "bytes", "The pool of huge pages of the default size."),
     gauge("hugepages_free_bytes", "bytes", "Huge pages of the pool that are not in use."),
+    priority=Priority.HIGH,
 )
 SWAP = TableSpec(
     "swap",
@@ -43,6 +44,7 @@ SWAP = TableSpec(
     gauge("used_ratio", "ratio", "Used swap divided by all swap; unknown where there is none.", derived=True),
     counter("in_bytes_total", "bytes", "Memory read back from swap."),
     counter("out_bytes_total", "bytes", "Memory written to swap."),
+    priority=Priority.HIGH,
 )
 PAGING = TableSpec(
     "paging",
@@ -52,6 +54,7 @@ PAGING = TableSpec(
     counter("faults_total", "faults", "Page faults, minor ones included."),
     counter("major_faults_total", "faults", "Page faults that had to wait for IO."),
     counter("oom_kills_total", "processes", "Processes killed for lack of memory (Linux 4.13)."),
+    priority=Priority.HIGH,
 )
 
 # In the order of the columns, `used` and `used_ratio` left out.

@@ -11,7 +11,7 @@ import os
 import re
 
 from agent.frame import Frame
-from agent.table import NAN, Labels, TableSpec, counter, gauge
+from agent.table import NAN, Labels, Priority, TableSpec, counter, gauge
 from probes.probe import ProbeSettings
 from probes.procfs import Host
 
@@ -29,6 +29,7 @@ PRESSURE = TableSpec(
     counter("full_seconds_total", "seconds", "Time in which all tasks that were not idle waited.", per=1_000_000),
     labels=("resource",),
     rows=len(RESOURCES),
+    priority=Priority.HIGH,
 )
 
 Line = tuple[float, float, float, int | None]

@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
-from agent.errors import UsageError
+from agent.errors import ProbeError, UsageError
 
 Source = Literal["auto", "procfs", "psutil"]
 
@@ -26,6 +26,8 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 # read that leaves room for another record has seen the end; else one must ask again.
 _SEQ_PAGE_BYTES = 4096
 _RECORD_BYTES = 256
+# These say nothing of the file: this process or the host is out of descriptors or of memory.
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 ONE_RECORD = 0  # a file that its driver writes in one go (single_open): a read gives all that the buffer takes
 
 
@@ -57,6 +59,9 @@ class ProcFile:
 
         Args:
             cycle: probes that share the file pass the frame's sequence, and it is read once.
+
+        Raises:
+            ProbeError: there are too few descriptors or too little memory to tell.
         """
         if cycle is not None and cycle == self._cycle:
             return self._text
@@ -68,6 +73,8 @@ class ProcFile:
             whole = len(self._buffer) if self._record_bytes == ONE_RECORD else _SEQ_PAGE_BYTES - self._record_bytes
             text = bytes(self._buffer[:count]) if count < whole else self._read_on(count)
         except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise ProbeError(f"{self.path}: {error.strerror}") from error
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # these say "no value"; others, that it has gone
                 self.close()
         except ValueError:  # damaged text gave a name with a NUL
@@ -109,13 +116,14 @@ class Host:
 
     def __init__(self, root: str = "/", source: Source = "auto") -> None:
         self.root = Path(root)
-        self.is_local = self.root.resolve() == Path("/")
+        # By its name alone: /proc/PID/root is a link to "/" that leads to another host's, as containers are.
+        self.is_local = not os.path.abspath(root).strip("/")
         linux = sys.platform.startswith("linux")
         if source == "psutil" and not self.is_local:
-            raise UsageError(f'agent.source = "psutil" with root {root!r}', 'root "/": psutil reads only this host')
+            raise UsageError(f'agent.source = "psutil" with root {root}', 'root "/": psutil reads only this host')
         self.uses_psutil = source == "psutil" or (source == "auto" and not linux and self.is_local)
         if not self.uses_psutil and not (self.root / "proc" / "stat").is_file():
-            raise UsageError(f"root {root!r}: there is no proc/stat in it", "a directory that holds proc and sys")
+            raise UsageError(f"agent.root = {root}: there is no proc/stat in it", "a directory that holds proc and sys")
         self._files: dict[str, ProcFile] = {}
         self._buffer = bytearray(_SEQ_PAGE_BYTES)
 

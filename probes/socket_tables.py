@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.table import Column, TableSpec, counter, gauge
+from agent.table import Column, Priority, TableSpec, counter, gauge
 
 # include/net/tcp_states.h, from 1 on; 12 is a SYN_RECV that has no full socket yet.
 TCP_STATES = {
@@ -30,7 +30,11 @@ TCP = TableSpec(
     gauge("current_established", "sockets", "Sockets in ESTABLISHED or CLOSE_WAIT (the kernel's CurrEstab)."),
     gauge("in_use", "sockets", "Sockets with an address, those in TIME_WAIT left out (sockstat's inuse)."),
     gauge("time_wait_buckets", "sockets", "Sockets in TIME_WAIT, and in FIN_WAIT2 without an owner (sockstat's tw)."),
-    gauge("owners_complete", "boolean", "1 if every process was searched for owners; with `processes = true`."),
+    gauge(
+        "owners_complete",
+        "boolean",
+        "1 if each socket has its owner, or all processes could be searched for it; with `processes = true`.",
+    ),
     counter("active_opens_total", "connections", "Connections asked for by this host."),
     counter("passive_opens_total", "connections", "Connections asked for by peers."),
     counter("attempt_fails_total", "connections", "Attempts to connect that failed, in either direction."),
@@ -74,7 +78,17 @@ def _with_owner(
 ) -> TableSpec:
     pid = gauge("pid", "id", "The process that holds it, the lowest of several; with `processes = true`.")
     labels = (*labels, "process")
-    return TableSpec(name, help, *columns, pid, labels=labels, rows=rows, keep_rows=keep_rows, optional=_OWNER)
+    return TableSpec(
+        name,
+        help,
+        *columns,
+        pid,
+        labels=labels,
+        rows=rows,
+        keep_rows=keep_rows,
+        optional=_OWNER,
+        priority=Priority.LOW,
+    )
 
 
 LISTENING = _with_owner(

@@ -389,11 +389,12 @@ MISTAKES = [
     (
         "[agent]\nintervall = '1s'",
         "agent.intervall = \"1s\": expected 'interval', or another of interval align hostname rates root source"
-        " shutdown_timeout tags",
+        " shutdown_timeout max_memory max_cpu_ratio priorities tags",
     ),
     (
         '[agent]\n"a.b\\nc" = 1',
-        'agent."a.b\\nc" = 1: expected one of interval align hostname rates root source shutdown_timeout tags',
+        'agent."a.b\\nc" = 1: expected one of interval align hostname rates root source shutdown_timeout max_memory'
+        " max_cpu_ratio priorities tags",
     ),
     (
         "[agent]\ninterval = 10",
@@ -470,12 +471,42 @@ MISTAKES = [
         "probes.sockets.tcp_states = \"sumary\": expected 'summary', or another of true false summary",
     ),
     ("[probes.sockets]\nprocesses = 'no'", 'probes.sockets.processes = "no": expected true or false'),
-    ("[sinks.main]\ntype = 'stdoutt'", "sinks.main.type = \"stdoutt\": expected 'stdout', or another of stdout file"),
-    ("[sinks.main]\ntype = 3", "sinks.main.type = 3: expected one of stdout file"),
+    (
+        "[sinks.main]\ntype = 'stdoutt'",
+        "sinks.main.type = \"stdoutt\": expected 'stdout', or another of stdout file tcp unix udp http",
+    ),
+    ("[sinks.main]\ntype = 3", "sinks.main.type = 3: expected one of stdout file tcp unix udp http"),
     ("[sinks.main]\nformat = 'jsn'", "sinks.main.format = \"jsn\": expected 'json', or another of json"),
     (
         "[sinks.main]\npath = '/x'",
-        'sinks.main.path = "/x": expected one of type enabled format buffer',
+        "sinks.main.path = \"/x\": expected 'batch', or another of type enabled format tables buffer batch retry",
+    ),
+    (
+        "template = 'minimal'\n[sinks.main]\ntables = ['cpu', 'network']",
+        'sinks.main.tables = "network": expected one of cpu cpu_core memory swap paging load agent agent_probe'
+        " agent_sink",
+    ),
+    (
+        "template = 'minimal'\n[agent.priorities]\nlaod = 'high'",
+        "agent.priorities = \"laod\": expected 'load', or another of cpu cpu_core memory swap paging load agent"
+        " agent_probe agent_sink",
+    ),
+    ("[agent.priorities]\nload = 'top'", 'agent.priorities.load = "top": expected one of low normal high'),
+    ("[agent]\nmax_cpu_ratio = 0", "agent.max_cpu_ratio = 0: expected a number > 0.0"),
+    (
+        "[sinks.main.batch]\nrecords = 'many'",
+        'sinks.main.batch.records = "many": expected a whole number, or one of adaptive',
+    ),
+    ("[sinks.main.batch]\nrecords = 0", "sinks.main.batch.records = 0: expected a whole number, or one of adaptive"),
+    ("[sinks.main.batch]\nmin = 20\nmax = 10", "sinks.main.batch.min = 20: expected at most max, 10"),
+    ("[sinks.main.retry]\nbase = '10s'", 'sinks.main.retry.base = "10s": expected a duration above 0, at most cap, 5s'),
+    (
+        "[sinks.main.buffer]\npath = '/x/ring'\n[sinks.other.buffer]\npath = '/x/ring'",
+        'sinks.other.buffer.path = "/x/ring": expected a file that no other sink has',
+    ),
+    (
+        "[sinks.a]\ntype = 'file'\npath = '/x/out'\n[sinks.b]\ntype = 'file'\npath = '/x/out'",
+        'sinks.b.path = "/x/out": expected a file that no other sink has',
     ),
     ("[sinks.disk]\ntype = 'file'", "sinks.disk.path: expected a value, it has no default"),
     ("[sinks.disk]\ntype = 'file'\npath = ''", 'sinks.disk.path = "": expected a text in quotes of length >= 1'),
@@ -487,11 +518,12 @@ MISTAKES = [
     ),
     (
         "[sinks.main.buffer]\nwhen_full = 'drop_old'",
-        "sinks.main.buffer.when_full = \"drop_old\": expected 'drop_oldest', or another of drop_oldest drop_newest",
+        "sinks.main.buffer.when_full = \"drop_old\": expected 'drop_oldest', or another of drop_oldest drop_newest"
+        " drop_priority sample",
     ),
     (
-        "[sinks.main.buffer]\npath = '/x'",
-        'sinks.main.buffer.path = "/x": expected "": a buffer in a file is not available in this version',
+        "[sinks.main.buffer]\nsync = 'always'",
+        'sinks.main.buffer.sync = "always": expected "never" where the buffer has no path',
     ),
     (
         "[sinks.main]\nenabled = false",
@@ -661,3 +693,37 @@ def test_any_tree_is_a_configuration_or_one_line(tree: dict[str, Any]) -> None:
 def test_any_environment_is_a_configuration_or_one_line(environment: dict[str, str]) -> None:
     result = outcome(environment=environment)
     assert isinstance(result, Config) or one_line(result).startswith("$HOSTPROBE__")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bearer = 'geheim'", "sinks.main.bearer: expected a table"),
+        ("bearer = ['geheim']", "sinks.main.bearer: expected a table"),
+        ("bearer.fil = 'geheim'", "sinks.main.bearer.fil: expected 'file', or another of file env credential"),
+        ("bearer.token = 'geheim'", "sinks.main.bearer.token: expected one of file env credential"),
+        ("basic = 'u:geheim'", "sinks.main.basic: expected a table"),
+        ("basic.user = 'u'\nbasic.password = 'geheim'", "sinks.main.basic.password: expected a table"),
+        ("basic.user = 'u'\nbasic.password.is = 'geheim'", "sinks.main.basic.password.is: expected one of file env"),
+        ("basic.pass = 'geheim'", "sinks.main.basic.pass: expected 'password', or another of user password"),
+        ("token = 'geheim'", "sinks.main.token: expected "),
+        ("headers.Authorization = 'geheim'", "sinks.main.bearer: expected the place of a secret"),
+    ],
+)
+def test_no_message_shows_what_may_be_a_secret(files: Files, text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        files.load(f"[sinks.main]\ntype = 'http'\nurl = 'https://h/'\n{text}\n")
+    assert message in str(caught.value)
+    assert "geheim" not in str(caught.value)
+
+
+def test_no_message_shows_a_secret_from_the_environment(files: Files) -> None:
+    environment = {"HOSTPROBE__SINKS__MAIN__BEARER": "geheim"}
+    with pytest.raises(UsageError) as caught:
+        files.load("[sinks.main]\ntype = 'http'\nurl = 'https://h/'\n", environment=environment)
+    assert str(caught.value) == "$HOSTPROBE__SINKS__MAIN__BEARER: sinks.main.bearer: expected a table"
+
+
+def test_a_wrong_key_inside_an_optional_table_is_named(files: Files) -> None:
+    with pytest.raises(UsageError, match=r"sinks\.main\.tls\.verify = false: expected one of ca certificate key"):
+        files.load("[sinks.main]\ntype = 'http'\nurl = 'https://h/'\ntls = {verify = false}\n")

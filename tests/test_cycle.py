@@ -15,10 +15,11 @@ import pytest
 
 from agent.cycle import WARM_UP_CYCLES, Cycle, Schedule, ScheduledProbe
 from agent.errors import ProbeError
-from agent.exporter import Exporter, SinkConfig
+from agent.exporter import Exporter
 from agent.frame import Frame
 from agent.logs import Log
 from agent.serializers.json_lines import Identity, JsonSerializer
+from agent.sink_worker import SinkConfig
 from agent.sinks.file import FileSettings, FileSink
 from agent.table import TableSpec, counter, gauge, rate
 from agent.telemetry import CycleMeter, ProbeMeter
@@ -119,6 +120,48 @@ def test_an_overrun_is_skipped_and_counted(intervals: float, missed: int, align:
     left = (missed + 1) * 10 - intervals * 10  # the tick that comes is one of the old grid, in the future
     assert schedule.seconds_left() == pytest.approx(left, abs=1e-6)
     assert 0 <= schedule.seconds_left() <= 10
+
+
+@pytest.mark.parametrize(
+    ("ticks", "intervals", "steps", "missed"),
+    [
+        (2, 0.1, 2, 0),
+        (2, 1.9, 2, 0),  # longer than an interval, but there was none to be missed
+        (2, 2.0, 2, 0),
+        (2, 2.1, 3, 1),
+        (4, 0.0, 4, 0),
+        (10, 9.5, 10, 0),
+        (10, 12.5, 13, 3),
+    ],
+)
+@pytest.mark.parametrize("align", [False, True])
+def test_held_back_the_next_tick_is_some_intervals_later(
+    ticks: int, intervals: float, steps: int, missed: int, align: bool
+) -> None:
+    clocks = Clocks(wall_ns=170 * SECOND)
+    schedule = clocks.schedule(10 * SECOND, align)
+    first = schedule.tick
+    clocks.pass_ns(round(intervals * 10 * SECOND))
+    assert schedule.advance(ticks) == missed
+    assert schedule.tick == first + steps
+    assert schedule.seconds_left() == pytest.approx((steps - intervals) * 10, abs=1e-6)
+
+
+def test_held_back_hosts_still_sample_together() -> None:
+    """Every deadline lies on the grid, whatever the ticks between, and the clock's small steps meanwhile."""
+    random.seed(3)
+    clocks = Clocks()
+    schedule = clocks.schedule(10 * SECOND, align=True)
+    for _ in range(500):
+        clocks.sleep_until_due(schedule)
+        assert clocks.wall_ns % (10 * SECOND) < 1000
+        assert schedule.tick == clocks.wall_ns // (10 * SECOND)
+        clocks.pass_ns(SECOND)
+        clocks.wall_ns += random.choice((0, 0, 500_000_000, -500_000_000))
+        before = schedule.tick
+        ticks = random.choice((1, 2, 5, 10))
+        assert schedule.advance(ticks) == 0
+        assert schedule.tick == before + ticks
 
 
 def test_missed_and_run_ticks_are_all_ticks() -> None:
@@ -317,7 +360,7 @@ class Run:
         """Waits until the sink has everything."""
         (worker,) = self.exporter.workers
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while worker.backlog_frames or worker.oldest_stamp_ns is not None:
+        while worker.frames[2]:
             assert time.monotonic() < deadline
             time.sleep(0.001)
 
@@ -364,6 +407,44 @@ def test_every_cycle_is_a_line(run: Callable[..., Run]) -> None:
     assert this.meter.payload_bytes + 5 == this.path.stat().st_size  # and five line feeds
     assert this.meter.cycle_seconds > 0
     assert all(meter.seconds > 0 and meter.up == 1.0 for meter in this.meters)
+
+
+def test_each_sink_has_its_tables_from_one_frame(run: Callable[..., Run], tmp_path: Path) -> None:
+    """Written once for those that want the same; the next sink's line is longer, or shorter, than the one before."""
+    this = run()
+    log = Log("info", "json")
+    configs = []
+    for name, tables in (("rows", ("rows",)), ("all", ()), ("other", ("other",)), ("again", ())):
+        settings = FileSettings(type="file", path=str(tmp_path / name), tables=tables)
+        configs.append(SinkConfig(name, FileSink(settings), settings))
+    exporter = Exporter(configs, log)
+    exporter.open()
+    this.cycle._exporter = exporter
+    this(3)
+    assert this.meter.payload_bytes == sum(worker.ring.held_bytes for worker in exporter.workers[:3])
+    exporter.start(lambda: None)
+    exporter.close(PATIENCE_SECONDS)
+    lines = {
+        worker.name: [json.loads(line) for line in (tmp_path / worker.name).read_bytes().splitlines()]
+        for worker in exporter.workers
+    }
+    assert lines["again"] == lines["all"]
+    for number, line in enumerate(lines["all"]):
+        assert line.keys() > {"numbers", "rows", "other"}
+        for name in ("rows", "other"):
+            alone = lines[name][number]
+            assert alone == {key: value for key, value in line.items() if key in alone}
+            assert alone.keys() & {"numbers", "rows", "other"} == {name}
+    buffers = this.cycle.buffers
+    assert (buffers.made, buffers.regrown, buffers.out_count) == (1, 0, 0)
+
+
+def test_a_frame_that_cannot_be_written_loses_no_buffer(run: Callable[..., Run]) -> None:
+    this = run()
+    this.cycle._serializers = {}
+    with pytest.raises(KeyError):
+        this()
+    assert this.cycle.buffers.out_count == 0
 
 
 def test_all_tables_of_a_frame_have_one_stamp(run: Callable[..., Run]) -> None:

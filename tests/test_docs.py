@@ -35,7 +35,7 @@ def test_the_configuration_of_the_readme_is_good(tmp_path: Path) -> None:
     path.write_text(textwrap.dedent(example))
     loaded = config.load(str(path), environment={})
     assert loaded.agent.tags == {"env": "prod"}
-    assert list(loaded.sinks) == ["main", "history"]
+    assert list(loaded.sinks) == ["main", "central"]
     assert loaded.every("filesystem") == 6
 
 

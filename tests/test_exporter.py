@@ -1,7 +1,8 @@
-"""The exporter with real sinks on real descriptors: pipes, files, devices."""
+"""The exporter with real sinks on real descriptors: pipes, files, devices; and what of a frame goes where."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -13,88 +14,33 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from agent.errors import SinkClosedError, SinkError, UsageError
-from agent.exporter import OPEN_AFTER_FAILURES, Exporter, LatencyHistogram, SinkConfig, SinkWorker
+from agent.delivery import OPEN_AFTER_FAILURES, Circuit, Drop, WhenFull
+from agent.errors import SinkError, UsageError
+from agent.exporter import Exporter, Output
+from agent.frame import Frame
 from agent.logs import Log
-from agent.ring import WhenFull
-from agent.sinks.file import FileSettings, FileSink
-from agent.sinks.sink import BufferSettings, SinkSettings
-from agent.units import Size
+from agent.pool import Buffer
+from agent.ring_records import need
+from agent.serializers.json_lines import Identity, JsonSerializer
+from agent.sink_worker import SinkConfig
+from agent.table import Priority, TableSpec, gauge
+from tests.workers import (
+    PATIENCE_SECONDS,
+    PipeSink,
+    ScriptedSink,
+    accounted,
+    config,
+    events,
+    file_config,
+    numbers,
+    push,
+    started,
+    until,
+)
 
-PATIENCE_SECONDS = 60
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /dev/full")
-
-
-def until(condition: Callable[[], Any], what: str = "condition") -> None:
-    """Waits for a condition; fails after a minute."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"never true: {what}"
-        time.sleep(0.001)
-
-
-class PipeSink:
-    """Lines into a pipe of its own; blocks while the pipe is full and nobody reads."""
-
-    Settings = SinkSettings
-
-    def __init__(self) -> None:
-        self.reader, self.writer = os.pipe()
-        self.delivered = 0
-        self.closed = False
-
-    def open(self) -> None: ...
-
-    def deliver(self, payloads: Sequence[memoryview]) -> None:
-        for delivered, payload in enumerate(payloads):
-            line = bytes(payload) + b"\n"
-            try:
-                while line:
-                    line = line[os.write(self.writer, line) :]
-            except BrokenPipeError:
-                raise SinkClosedError("its reader has gone", delivered) from None
-            self.delivered += 1
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self.writer)
-        self.closed = True
-
-    def stall(self) -> None:
-        """Fills the pipe with empty lines, so that the very next delivery blocks until somebody reads."""
-        os.set_blocking(self.writer, False)
-        for size in (4096, 1):
-            with suppress(BlockingIOError):
-                while True:
-                    os.write(self.writer, b"\n" * size)
-        os.set_blocking(self.writer, True)
-
-    def read_all(self) -> list[bytes]:
-        """The lines up to the writer's end, without empty ones."""
-        with os.fdopen(self.reader, "rb") as file:
-            return [line for line in file.read().splitlines() if line]
-
-
-class FlakySink:
-    """Raises what `errors` holds, one a delivery, then takes everything."""
-
-    Settings = SinkSettings
-
-    def __init__(self, *errors: Exception) -> None:
-        self.errors = list(errors)
-        self.payloads: list[bytes] = []
-
-    def open(self) -> None: ...
-
-    def deliver(self, payloads: Sequence[memoryview]) -> None:
-        if self.errors:
-            raise self.errors.pop(0)
-        self.payloads += [bytes(payload) for payload in payloads]
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture
@@ -113,40 +59,6 @@ def pipes() -> Iterator[Callable[[], PipeSink]]:
                 os.close(descriptor)
 
 
-def file_config(path: Path, name: str = "file", buffer: str = "1MiB") -> SinkConfig:
-    settings = FileSettings(type="file", path=str(path), buffer=BufferSettings(size=Size.parse(buffer)))
-    return SinkConfig(name, FileSink(settings), settings)
-
-
-def config(sink: Any, name: str, size: int = 1 << 20, when_full: WhenFull = WhenFull.DROP_OLDEST) -> SinkConfig:
-    return SinkConfig(name, sink, SinkSettings(buffer=BufferSettings(size=Size(size), when_full=when_full)))
-
-
-def started(*configs: SinkConfig, on_reader_gone: Callable[[], None] = lambda: None) -> Exporter:
-    exporter = Exporter(configs, Log("info", "json"))
-    exporter.open()
-    exporter.start(on_reader_gone)
-    return exporter
-
-
-def push(exporter: Exporter, first: int, last: int, width: int = 0) -> None:
-    for sequence in range(first, last + 1):
-        exporter.push("json", b"%d" % sequence + b" " * width, sequence, time.monotonic_ns())
-
-
-def accounted(worker: SinkWorker) -> bool:
-    return worker.ring.pushed == worker.sent_frames + worker.dropped_frames + worker.backlog_frames
-
-
-def numbers(path: Path) -> list[int]:
-    return [int(line) for line in path.read_bytes().splitlines()]
-
-
-def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """The log's lines since the last call."""
-    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-
-
 def test_frames_arrive_in_order_at_every_sink(tmp_path: Path, pipes: Callable[[], PipeSink]) -> None:
     pipe = pipes()
     exporter = started(file_config(tmp_path / "a"), config(pipe, "pipe"), file_config(tmp_path / "b", "file2"))
@@ -160,18 +72,17 @@ def test_frames_arrive_in_order_at_every_sink(tmp_path: Path, pipes: Callable[[]
         assert worker.frames == (2000, 0, 0)
         assert worker.sent_bytes == sum(len(str(number)) for number in expected)
         assert (worker.failures, worker.retries, worker.failures_in_a_row) == (0, 0, 0)
-        assert worker.backlog_bytes == 0
-        assert worker.oldest_stamp_ns is None
+        assert worker.ring.held_bytes == 0
+        assert worker.ring.oldest_stamp_ns is None
         p50, p99 = worker.latency.quantiles_seconds(0.5, 0.99)
         assert 0 < p50 <= p99
     assert pipe.closed
 
 
-def test_each_format_has_its_sinks(tmp_path: Path) -> None:
+def test_formats_and_workers(tmp_path: Path) -> None:
     exporter = Exporter([file_config(tmp_path / "a", "a"), file_config(tmp_path / "b", "b")], Log())
-    assert {name: [worker.name for worker in workers] for name, workers in exporter.formats.items()} == {
-        "json": ["a", "b"]
-    }
+    assert exporter.formats == ["json"]
+    assert [worker.name for worker in exporter.workers] == ["a", "b"]
 
 
 @pytest.mark.parametrize("when_full", WhenFull)
@@ -181,19 +92,20 @@ def test_a_stalled_sink_delays_nobody(
     """Nobody reads the pipe until the file has everything: were they tied together, this would not end."""
     pipe = pipes()
     pipe.stall()
-    exporter = started(config(pipe, "stalled", 64 << 10, when_full), file_config(tmp_path / "out", buffer="16MiB"))
+    stalling = config(pipe, "stalled", size=64 << 10, when_full=when_full)
+    exporter = started(stalling, file_config(tmp_path / "out", buffer="16MiB"))
     stalled, file = exporter.workers
     push(exporter, 1, 5000, width=250)  # 1.3 MB; the ring holds 64 KiB
-    until(lambda: file.sent_frames == 5000, "the file has all")
+    until(lambda: file.frames[0] == 5000, "the file has all")
     assert numbers(tmp_path / "out") == list(range(1, 5001))
-    assert file.dropped_frames == 0
-    assert stalled.sent_frames == 0
-    assert stalled.dropped_frames == stalled.ring.dropped
-    held = (64 << 10) // 280  # 24 of header and 254 of payload, in eights
-    assert held - 1 <= stalled.backlog_frames <= held + 1
-    assert stalled.backlog_bytes >= stalled.backlog_frames * 251
+    assert file.frames[1] == 0
+    assert stalled.frames[0] == 0
+    assert stalled.frames[1] == stalled.ring.dropped
+    held = (64 << 10) // need(254)
+    assert held - 1 <= stalled.frames[2] <= held + 10  # and the batch that the sink has
+    assert stalled.ring.held_bytes >= stalled.frames[2] * 251
     assert stalled.ring.used_ratio > 0.9
-    assert stalled.oldest_stamp_ns is not None
+    assert stalled.ring.oldest_stamp_ns is not None
     assert accounted(stalled)
     assert stalled.ring.pushed == 5000
     # Its reader wakes up: what the ring still holds arrives, in order, and only the counted ones are missing.
@@ -206,7 +118,7 @@ def test_a_stalled_sink_delays_nobody(
     arrived = [int(line) for line in got]
     assert arrived == sorted(set(arrived))
     assert stalled.frames == (len(arrived), 5000 - len(arrived), 0)
-    assert (arrived[-1] == 5000) == (when_full is WhenFull.DROP_OLDEST)
+    assert (arrived[-1] >= 4999) == (when_full is not WhenFull.DROP_NEWEST)
     assert events(capsys) == []
 
 
@@ -219,7 +131,7 @@ def test_a_failing_sink_is_retried_and_loses_nothing(tmp_path: Path, capsys: pyt
     exporter.start(lambda: None)
     (worker,) = exporter.workers
     push(exporter, 1, 10)
-    until(lambda: worker.sent_frames == 10)
+    until(lambda: worker.frames[0] == 10)
     kept = [numbers(directory / "out")]
     for episode in (1, 2):
         shutil.rmtree(directory)
@@ -227,10 +139,10 @@ def test_a_failing_sink_is_retried_and_loses_nothing(tmp_path: Path, capsys: pyt
         push(exporter, 10 * episode + 1, 10 * episode + 10)
         until(lambda: worker.failures >= failures + 3, "three failures")  # noqa: B023
         assert worker.failures_in_a_row >= 3
-        assert worker.backlog_frames == 10
+        assert worker.frames[2] == 10
         assert accounted(worker)
         directory.mkdir()
-        until(lambda: worker.sent_frames == 10 * episode + 10, "delivered")  # noqa: B023
+        until(lambda: worker.frames[0] == 10 * episode + 10, "delivered")  # noqa: B023
         until(lambda: not worker.failures_in_a_row)
         kept.append(numbers(directory / "out"))
     exporter.close(PATIENCE_SECONDS)
@@ -248,30 +160,31 @@ def test_a_failing_sink_is_retried_and_loses_nothing(tmp_path: Path, capsys: pyt
 def test_a_device_that_is_full_opens_the_circuit(capsys: pytest.CaptureFixture[str]) -> None:
     exporter = started(file_config(Path("/dev/full")))
     (worker,) = exporter.workers
-    assert not worker.circuit_open
+    assert worker.circuit is Circuit.CLOSED
     push(exporter, 1, 3)
     until(lambda: worker.failures >= OPEN_AFTER_FAILURES, "five failures")
-    assert worker.circuit_open
+    assert worker.circuit is Circuit.OPEN
     assert worker.frames == (0, 0, 3)
     exporter.close(PATIENCE_SECONDS)
     assert worker.frames == (0, 3, 0)
     logged = events(capsys)
     assert [line["event"] for line in logged] == [
         "sink fails, its ring holds the frames",
+        "sink's circuit",
         "frames not delivered at shutdown",
     ]
     assert "No space left on device" in logged[0]["reason"]
-    assert logged[1]["dropped_frames"] == 3
+    assert logged[2]["dropped_frames"] == 3
 
 
 def test_a_defect_in_a_sink_does_not_end_its_thread(capsys: pytest.CaptureFixture[str]) -> None:
-    sink = FlakySink(ZeroDivisionError("oh"), SinkError("busy"), KeyError("x"))
+    sink = ScriptedSink(ZeroDivisionError("oh"), SinkError("busy"), KeyError("x"))
     exporter = started(config(sink, "flaky"))
     (worker,) = exporter.workers
     push(exporter, 1, 5)
-    until(lambda: worker.sent_frames == 5)
+    until(lambda: worker.frames[0] == 5)
     exporter.close(PATIENCE_SECONDS)
-    assert sink.payloads == [b"1", b"2", b"3", b"4", b"5"]
+    assert sink.taken == [b"1", b"2", b"3", b"4", b"5"]
     assert (worker.failures, worker.retries, worker.failures_in_a_row) == (3, 3, 0)
     assert [line.get("reason") for line in events(capsys)] == ["ZeroDivisionError: oh", None]
 
@@ -303,14 +216,14 @@ def test_shutdown_with_a_stuck_sink_ends_and_counts_the_rest(
     """It returns although the sink's thread hangs for ever in a write; the pipe is read only afterwards."""
     pipe = pipes()
     pipe.stall()
-    exporter = started(config(pipe, "stuck"), file_config(tmp_path / "out"))
+    exporter = started(config(pipe, "stuck", records=1), file_config(tmp_path / "out"))
     stuck, file = exporter.workers
     push(exporter, 1, 1000)
-    until(lambda: file.sent_frames == 1000)
-    until(lambda: stuck.ring.taken == 1, "the first frame is in flight")
+    until(lambda: file.frames[0] == 1000)
+    until(lambda: pipe.started == 1, "the first frame is in flight")
     exporter.close(0.2)
     assert stuck.frames == (0, 1000, 0)
-    assert stuck.backlog_bytes == 0
+    assert stuck.ring.held_bytes == 0
     assert file.frames == (1000, 0, 0)
     logged = events(capsys)
     assert [(line["event"], line["sink"], line["dropped_frames"]) for line in logged] == [
@@ -324,7 +237,7 @@ def test_shutdown_with_a_stuck_sink_ends_and_counts_the_rest(
     stuck._thread.join(PATIENCE_SECONDS)
     assert not stuck._thread.is_alive()
     assert pipe.delivered == 1
-    assert stuck.frames == (0, 1000, 0)
+    assert (stuck.frames, stuck.sent_bytes) == ((0, 1000, 0), 0)
 
 
 @linux
@@ -353,7 +266,7 @@ def test_a_reader_that_leaves_is_told_and_nothing_logged(
     exporter = started(config(pipe, "pipe"), on_reader_gone=lambda: called.append(threading.current_thread().name))
     (worker,) = exporter.workers
     push(exporter, 1, 5)
-    until(lambda: worker.sent_frames == 5)
+    until(lambda: worker.frames[0] == 5)
     assert not exporter.reader_gone.is_set()
     os.close(pipe.reader)
     push(exporter, 6, 8)
@@ -387,6 +300,76 @@ def test_a_sink_that_cannot_start(tmp_path: Path) -> None:
         exporter.open()
 
 
+def test_a_buffer_in_a_file_hands_over_to_the_next_exporter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the first one could not deliver comes first, in order, and is not counted as dropped before."""
+    away = ScriptedSink(None, SinkError("away", 3), then=SinkError("away"))
+    first = started(config(away, "tcp", path=tmp_path / "ring", records=10))
+    push(first, 1, 40)
+    until(lambda: first.workers[0].failures >= 2)
+    first.close(PATIENCE_SECONDS)
+    delivered = len(away.taken)
+    assert first.workers[0].frames == (delivered, 0, 40 - delivered)
+    assert [line["event"] for line in events(capsys) if line["event"].startswith("frames")] == []
+    sink = ScriptedSink()
+    second = Exporter([config(sink, "tcp", path=tmp_path / "ring", records=10)], Log("info", "json"), b"j" * 16)
+    second.open()
+    push(second, 41, 50)
+    second.start(lambda: None)
+    second.close(PATIENCE_SECONDS)
+    assert [int(line) for line in away.taken + sink.taken] == list(range(1, 51))
+    assert second.workers[0].frames == (50 - delivered, 0, 0)
+    assert [(line["event"], line["frames"]) for line in events(capsys)] == [("buffer recovered", 40 - delivered)]
+
+
+@linux
+def test_a_stuck_sink_leaves_its_file(tmp_path: Path, pipes: Callable[[], PipeSink]) -> None:
+    """It returns although the thread hangs; what the thread holds stays in the file too."""
+    pipe = pipes()
+    pipe.stall()
+    exporter = started(config(pipe, "stuck", path=tmp_path / "ring", records=4))
+    (worker,) = exporter.workers
+    push(exporter, 1, 20)
+    until(lambda: pipe.started == 1)
+    exporter.close(0.1)
+    assert worker.frames == (0, 0, 20)
+    assert not pipe.closed
+    os.close(pipe.reader)
+    worker._thread.join(PATIENCE_SECONDS)
+    assert worker.frames == (0, 0, 20)
+
+
+@linux
+def test_three_sinks_do_not_touch_each_other(
+    tmp_path: Path, pipes: Callable[[], PipeSink], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One stalls, one's disk is full, one is well: it has every frame, in order, before the others move."""
+    pipe = pipes()
+    pipe.stall()
+    exporter = started(
+        config(pipe, "stalled", size=16 << 10),
+        file_config(Path("/dev/full"), "refusing", "32KiB"),
+        file_config(tmp_path / "out", "healthy", "16MiB"),
+    )
+    stalled, refusing, healthy = exporter.workers
+    push(exporter, 1, 3000, width=50)
+    until(lambda: healthy.frames == (3000, 0, 0), "the healthy one has all")
+    until(lambda: refusing.circuit is Circuit.OPEN)
+    assert numbers(tmp_path / "out") == list(range(1, 3001))
+    assert (healthy.failures, healthy.retries, healthy.ring.used_ratio) == (0, 0, 0)
+    assert stalled.failures == 0
+    assert (stalled.frames[0], refusing.frames[0]) == (0, 0)
+    for worker in exporter.workers:
+        assert accounted(worker)
+        assert worker.ring.pushed == 3000
+    # Each has lost what its own ring couldn't hold, and the larger ring less.
+    assert refusing.frames[1] < stalled.frames[1]
+    exporter.close(0.1)
+    assert healthy.frames == (3000, 0, 0)
+    assert stalled.frames == refusing.frames == (0, 3000, 0)
+    logged = {line["sink"] for line in events(capsys)}
+    assert logged == {"stalled", "refusing"}
+
+
 def test_the_account_is_exact_at_every_moment(tmp_path: Path) -> None:
     """Read by the pushing thread, as the agent's probe does, while the sink's thread delivers and the ring drops."""
     exporter = started(file_config(tmp_path / "out", buffer="2KiB"))
@@ -396,83 +379,227 @@ def test_the_account_is_exact_at_every_moment(tmp_path: Path) -> None:
     wrong = []
     try:
         for sequence in range(1, 20_001):
-            exporter.push("json", b"x" * 50, sequence, sequence)
+            worker.ring.push(b"x" * 50, sequence, sequence)
             sent, dropped, backlog = worker.frames
-            if sent + dropped + backlog != sequence or not 0 <= backlog <= 2048 // 80 + 1:
+            if sent + dropped + backlog != sequence or not 0 <= backlog <= 2 * (2048 // need(50)):
                 wrong.append((sequence, sent, dropped, backlog))
     finally:
         sys.setswitchinterval(interval)
     exporter.close(PATIENCE_SECONDS)
     assert wrong == []
-    assert worker.sent_frames == (tmp_path / "out").read_bytes().count(b"\n")
-    assert worker.sent_frames + worker.dropped_frames == 20_000
+    assert worker.frames[0] == (tmp_path / "out").read_bytes().count(b"\n")
+    assert worker.frames[0] + worker.frames[1] == 20_000
 
 
-def test_no_latency_is_nan() -> None:
-    assert np.isnan(LatencyHistogram().quantiles_seconds(0.5, 0.99)).all()
+# What of a frame goes where
+
+CPU = TableSpec("cpu", "High.", gauge("load", "load", "."), priority=Priority.HIGH)
+DISK = TableSpec("disk", "Normal.", gauge("queue", "requests", "."), labels=("device",))
+SOCKET = TableSpec("socket", "Low.", gauge("bytes", "bytes", "."), labels=("peer",), priority=Priority.LOW)
+SPECS = (CPU, DISK, SOCKET)
+PRIORITIES = {spec.name: spec.priority for spec in SPECS}
 
 
-@pytest.mark.parametrize("scale", [50, 1e4, 1e6, 1e9, 1e12])
-@pytest.mark.parametrize("shape", ["lognormal", "uniform", "same"])
-def test_latency_quantiles_are_within_a_bucket(scale: float, shape: str) -> None:
-    """An eighth above the exact quantile at most, and never below it."""
-    random = np.random.default_rng(7)
-    values = {
-        "lognormal": random.lognormal(0, 1, 1000) * scale,
-        "uniform": (1 + random.random(1000)) * scale,
-        "same": np.full(1000, scale),
-    }[shape].astype(np.int64)
-    histogram = LatencyHistogram()
-    for value in values:
-        histogram.add(int(value))
-    for quantile in (0.01, 0.5, 0.9, 0.99, 1.0):
-        exact = max(float(np.percentile(values, 100 * quantile, method="inverted_cdf")), 8.0)
-        (seconds,) = histogram.quantiles_seconds(quantile)
-        # To the nanosecond: a bucket holds whole ones, and its bound is the next one's beginning.
-        assert exact <= seconds * 1e9 * (1 + 1e-9)
-        assert seconds * 1e9 <= exact * 1.125 + 1
+class Publisher:
+    """An exporter whose threads never start, and frames of three tables; keeps what was serialized."""
+
+    def __init__(self, *configs: SinkConfig, sockets: int = 3, disks: int = 1, **arguments: Any) -> None:
+        self.exporter = Exporter(configs, Log("info", "json"), **{"priorities": PRIORITIES, **arguments})
+        self.exporter.open()
+        self.frame = Frame(SPECS)
+        self.sockets, self.disks = sockets, disks
+        self.serializer = JsonSerializer(SPECS, Identity("h", "i", {}))
+        self.written: list[tuple[Output, list[str]]] = []
+
+    def __call__(self, frames: int = 1) -> None:
+        for _ in range(frames):
+            self.frame.begin(time.time_ns(), time.monotonic_ns())
+            self.frame.open(CPU)
+            self.frame.open(DISK).claim([(f"vd{number}",) for number in range(self.disks)])
+            self.frame.open(SOCKET).claim([(f"peer{number}",) for number in range(self.sockets)])
+            self.exporter.publish(self.frame, self.serialize)
+
+    def serialize(self, output: Output, left_out: Sequence[str]) -> bytearray:
+        self.written.append((output, list(left_out)))
+        buffer = Buffer()
+        self.serializer.write(self.frame, buffer, output.tables, left_out)
+        return buffer.data
+
+    def lines(self, worker: int = 0) -> list[dict[str, Any]]:
+        """What a ring holds, oldest first; it is empty afterwards."""
+        ring, found, into = self.exporter.workers[worker].ring, [], bytearray()
+        while claimed := ring.claim(into):
+            found.append(json.loads(into[: claimed[0].size]))
+            ring.settle(1)
+        return found
+
+    def fill(self, ratio: float, worker: int = 0) -> None:
+        """Occupies this part of a ring, and a bit more, with one record."""
+        ring = self.exporter.workers[worker].ring
+        before = ring.used_ratio
+        ring.push(bytes(round(ring.size * ratio) - need(0) + 8), 0, 0)
+        assert before + ratio <= ring.used_ratio < before + ratio + 0.01
 
 
-def test_latencies_at_both_ends() -> None:
-    histogram = LatencyHistogram()
-    for nanoseconds in (-5, 0, 1, 2**62, 2**63 - 1):
-        histogram.add(nanoseconds)
-    low, high = histogram.quantiles_seconds(0.5, 1.0)
-    assert low == 9e-9
-    assert high == 2**63 / 1e9
+def tables(line: dict[str, Any]) -> list[str]:
+    return [name for name in ("cpu", "disk", "socket") if name in line]
 
 
-def test_latencies_are_bounded_and_the_latest_count() -> None:
-    """A million latencies in 512 buckets; what was slow long ago has no weight left."""
-    histogram = LatencyHistogram()
-    for _ in range(1000):
-        histogram.add(10**9)
-    for _ in range(100_000):
-        histogram.add(1000)
-        assert histogram._total < 1024
-    assert histogram._buckets.size == 512
-    assert histogram._total == histogram._buckets.sum()
-    assert max(histogram.quantiles_seconds(0.5, 0.99)) < 2e-6
+def full_config(name: str = "sink", size: int = 64 << 10, **kinds: Any) -> SinkConfig:
+    return config(ScriptedSink(), name, size=size, **kinds)
 
 
-def test_latencies_read_while_another_thread_adds_and_halves() -> None:
-    """A quantile from between halving the buckets and summing them up would be centuries."""
-    histogram = LatencyHistogram()
-    done = threading.Event()
+def test_sinks_that_want_the_same_share_one_payload() -> None:
+    publish = Publisher(full_config("a"), full_config("b"), full_config("c", tables=("cpu",)), full_config("d"))
+    publish(2)
+    assert sorted(output.tables for output, _ in publish.written) == [(), (), ("cpu",), ("cpu",)]
+    a, b, c, d = (publish.lines(worker) for worker in range(4))
+    assert a == b == d
+    assert [tables(line) for line in a] == [["cpu", "disk", "socket"]] * 2
+    assert [tables(line) for line in c] == [["cpu"]] * 2
+    assert [line["sequence"] for line in c] == [1, 2]
+    assert all("degraded" not in line for line in a + c)
+    assert [worker.thinned_frames for worker in publish.exporter.workers] == [0] * 4
 
-    def add() -> None:
-        while not done.is_set():
-            histogram.add(1000)
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    writer = threading.Thread(target=add, daemon=True)
-    writer.start()
-    try:
-        until(lambda: histogram._total > 0)
-        seen = [histogram.quantiles_seconds(0.5, 0.99) for _ in range(30_000)]
-    finally:
-        sys.setswitchinterval(interval)
-        done.set()
-        writer.join(PATIENCE_SECONDS)
-    assert max(map(max, seen)) < 2e-6
+def test_a_ring_keeps_what_a_frame_is_stamped_with() -> None:
+    publish = Publisher(full_config(), instance=b"k" * 16, timed_every=7)
+    publish(3)
+    (worker,) = publish.exporter.workers
+    (record,) = worker.ring.claim(bytearray())
+    assert record[1:3] == (1, 1)
+    assert record.is_own
+    worker.ring.settle(1)
+    (record, second) = worker.ring.claim(bytearray(), 5)
+    assert (record.sequence, second.sequence) == (2, 3)
+    assert second.stamp_ns == publish.frame.monotonic_ns
+    assert (worker._instance, worker._timed_every) == (b"k" * 16, 7)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        (0.5, [["cpu", "disk", "socket"]] * 4),
+        (0.76, [["cpu", "disk"], ["cpu", "disk", "socket"]] * 2),
+        (0.91, [["cpu"]] * 4),
+    ],
+)
+def test_a_ring_that_fills_up_goes_without_tables(ratio: float, expected: list[list[str]]) -> None:
+    publish = Publisher(full_config(), full_config("empty"))
+    publish.fill(ratio)
+    publish(4)
+    full, empty = publish.exporter.workers
+    (record,) = full.ring.claim(bytearray())
+    assert record.sequence == 0
+    full.ring.settle(1)
+    lines = publish.lines()
+    assert [tables(line) for line in lines] == expected
+    for line in lines:
+        left_out = [name for name in ("cpu", "disk", "socket") if name not in line]
+        assert line.get("degraded", []) == left_out
+        assert line["sequence"] in (1, 2, 3, 4)
+    assert full.thinned_frames == sum(names != ["cpu", "disk", "socket"] for names in expected)
+    assert [tables(line) for line in publish.lines(1)] == [["cpu", "disk", "socket"]] * 4  # it is another's ring
+    assert empty.thinned_frames == 0
+
+
+def test_only_tables_that_a_sink_wants_are_missed() -> None:
+    publish = Publisher(full_config(tables=("cpu", "socket")), full_config("cpu", tables=("cpu",)))
+    publish.fill(0.95, 0)
+    publish.fill(0.95, 1)
+    publish()
+    wanted, alone = publish.exporter.workers
+    assert (wanted.thinned_frames, alone.thinned_frames) == (1, 0)
+    wanted.ring.claim(bytearray())
+    wanted.ring.settle(1)
+    (line,) = publish.lines()
+    assert (tables(line), line["degraded"]) == (["cpu"], ["socket"])
+    alone.ring.claim(bytearray())
+    alone.ring.settle(1)
+    (line,) = publish.lines(1)
+    assert (tables(line), "degraded" in line) == (["cpu"], False)
+
+
+def test_a_table_that_has_no_priority_is_normal() -> None:
+    publish = Publisher(full_config(), priorities={"disk": Priority.HIGH, "socket": Priority.LOW})
+    publish.fill(0.76)
+    publish()
+    publish.fill(0.15)
+    publish()
+    assert [left_out for _, left_out in publish.written] == [["socket"], ["cpu", "socket"]]
+
+
+def test_drop_priority_makes_the_frame_smaller_before_it_drops_another() -> None:
+    """Room for a frame without its sockets, not for all of it; then for its high tables; then the oldest go."""
+    publish = Publisher(
+        full_config(when_full=WhenFull.DROP_PRIORITY), full_config("whole", when_full=WhenFull.DROP_OLDEST), sockets=900
+    )
+    small, whole = publish.exporter.workers
+    for worker in (0, 1):
+        publish.fill(0.6, worker)
+    publish()
+    assert [output.least for output, _ in publish.written] == [Priority.LOW, Priority.NORMAL]
+    assert (small.frames, small.thinned_frames) == ((0, 0, 2), 1)
+    assert (whole.frames, whole.thinned_frames) == ((0, 1, 1), 0)  # its oldest made room
+    small.ring.claim(bytearray())
+    small.ring.settle(1)
+    (line,) = publish.lines()
+    assert (tables(line), line["degraded"]) == (["cpu", "disk"], ["socket"])
+    assert tables(publish.lines(1)[0]) == ["cpu", "disk", "socket"]
+
+
+def test_drop_priority_goes_down_as_far_as_it_must() -> None:
+    publish = Publisher(full_config(when_full=WhenFull.DROP_PRIORITY), disks=1200)
+    publish.fill(0.6)
+    publish()
+    assert [output.least for output, _ in publish.written] == [Priority.LOW, Priority.NORMAL, Priority.HIGH]
+    assert publish.exporter.workers[0].frames == (0, 0, 2)
+
+
+def test_drop_priority_goes_down_to_the_high_tables_and_then_drops_the_oldest() -> None:
+    publish = Publisher(full_config(when_full=WhenFull.DROP_PRIORITY, size=2000))
+    (worker,) = publish.exporter.workers
+    publish.sockets = 100
+    publish(3)
+    assert worker.ring.drops[Drop.FULL] == 0
+    least = [output.least for output, _ in publish.written]
+    assert least[:2] == [Priority.LOW, Priority.NORMAL]
+    publish(40)
+    assert worker.ring.drops[Drop.FULL] > 0
+    assert sum(worker.frames) == 43
+    assert worker.thinned_frames == 43
+    lines = publish.lines()
+    assert [line["sequence"] for line in lines] == list(range(44 - len(lines), 44))
+    assert {tuple(tables(line)) for line in lines} <= {("cpu",), ("cpu", "disk")}
+    assert ["cpu"] in [tables(line) for line in lines]
+
+
+def test_sample_keeps_every_second_new_frame() -> None:
+    publish = Publisher(full_config(when_full=WhenFull.SAMPLE, size=4000))
+    (worker,) = publish.exporter.workers
+    publish(200)
+    drops = worker.ring.drops
+    assert drops[Drop.SAMPLED] == pytest.approx(drops[Drop.FULL], abs=10)
+    assert drops[Drop.SAMPLED] + drops[Drop.FULL] == worker.frames[1]
+    sequences = [line["sequence"] for line in publish.lines()]
+    gaps = [after - before for before, after in itertools.pairwise(sequences)]
+    assert set(gaps) <= {1, 2}  # a shorter one may fit without making room
+    assert gaps.count(2) > len(gaps) / 2
+    assert sequences[-1] >= 199
+
+
+def test_a_frame_too_large_for_its_ring_is_dropped_and_the_next_one_goes() -> None:
+    publish = Publisher(full_config(size=2000), sockets=1000)
+    publish()
+    publish.sockets = 1
+    publish()
+    assert publish.exporter.workers[0].frames == (0, 1, 1)
+    assert publish.lines()[0]["sequence"] == 2
+
+
+def test_check_opens_the_sinks_and_closes_them(tmp_path: Path) -> None:
+    sink = ScriptedSink()
+    Exporter([config(sink), file_config(tmp_path / "out")], Log()).check()
+    assert sink.closed == 1
+    with pytest.raises(UsageError, match="No such file"):
+        Exporter([file_config(tmp_path / "absent" / "out")], Log()).check()

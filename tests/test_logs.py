@@ -114,3 +114,20 @@ def test_auto_is_console_on_a_terminal() -> None:
     assert "to a terminal" in text
     assert "\x1b[" in text
     assert not text.startswith("{")
+
+
+def test_a_line_is_written_where_no_file_can_be_opened_any_more() -> None:
+    """structlog is imported at the first line; without it the line still comes, as JSON."""
+    program = (
+        "import os, resource, sys\n"
+        "from agent.logs import Log\n"
+        "log = Log('info', 'json')\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 10))\n"
+        "log.warning('probe fails', probe='cpu', reason='Too many open files')\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10))\n"
+        "log.warning('second')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    first, second = (json.loads(line) for line in run.stderr.splitlines())
+    assert (first["event"], first["reason"], first["level"]) == ("probe fails", "Too many open files", "warning")
+    assert (second["event"], "timestamp" in second) == ("second", True)

@@ -15,12 +15,15 @@ from typing import Any
 import psutil
 import pytest
 
-from agent.exporter import Exporter, SinkConfig
+from agent.delivery import Breaker, Circuit, Drop
+from agent.exporter import Exporter
 from agent.frame import Frame
 from agent.logs import Log
+from agent.ring_records import need
+from agent.sink_worker import SinkConfig
 from agent.sinks.file import FileSettings, FileSink
 from agent.sinks.sink import BufferSettings
-from agent.table import Table
+from agent.table import Priority, Table
 from agent.telemetry import AgentProbe, CycleMeter, ProbeMeter
 from agent.units import Size
 
@@ -50,6 +53,7 @@ class Setup:
             settings = FileSettings(type="file", path=target, buffer=BufferSettings(size=Size(4096)))
             configs.append(SinkConfig(name, FileSink(settings), settings))
         self.exporter = Exporter(configs, Log("error"))
+        self.exporter.open()
         self.probe = AgentProbe(self.meter, self.probes, self.exporter.workers)
         self.frame = Frame(self.probe.tables)
 
@@ -57,6 +61,10 @@ class Setup:
         self.frame.begin(time.time_ns(), time.monotonic_ns())
         self.probe.collect(self.frame)
         return self.frame.tables
+
+    def push(self, payload: bytes, sequence: int, stamp_ns: int) -> None:
+        for worker in self.exporter.workers:
+            worker.ring.push(payload, sequence, stamp_ns)
 
     def agent(self) -> dict[str, Any]:
         return values(self.collect()["agent"])
@@ -165,31 +173,85 @@ def test_an_idle_sink(setup: Setup) -> None:
         "circuit_open": 0,
         "latency_p50_seconds": None,
         "latency_p99_seconds": None,
+        "circuit_half_open": 0,
+        "recovered_frames_total": 0,
+        "thinned_frames_total": 0,
+        "dropped_full_frames_total": 0,
+        "dropped_aged_frames_total": 0,
+        "dropped_rejected_frames_total": 0,
+        "dropped_damaged_frames_total": 0,
+        "dropped_sampled_frames_total": 0,
+        "dropped_shutdown_frames_total": 0,
     }
+
+
+def test_a_column_for_each_reason_of_a_drop(setup: Setup) -> None:
+    ring = setup.exporter.workers[0].ring
+    for count, reason in enumerate(Drop, 1):
+        ring.drops[reason] = count
+    good = setup.sinks()["good"]
+    assert [good[f"dropped_{reason}_frames_total"] for reason in Drop] == [1, 2, 3, 4, 5, 6]
+    assert good["dropped_frames_total"] == 21
+    assert setup.sinks()["bad"]["dropped_frames_total"] == 0
+
+
+def test_each_counter_of_a_sink_has_its_own_column(setup: Setup) -> None:
+    worker = setup.exporter.workers[0]
+    worker.sent_bytes, worker.failures, worker.retries, worker.thinned_frames = 11, 12, 13, 14
+    worker.ring.taken, worker.ring.recovered = 15, 20
+    good = setup.sinks()["good"]
+    assert (good["sent_frames_total"], good["sent_bytes_total"]) == (15, 11)
+    assert (good["failures_total"], good["retries_total"]) == (12, 13)
+    assert (good["thinned_frames_total"], good["recovered_frames_total"]) == (14, 20)
+    assert good["backlog_frames"] == 5
+
+
+def test_the_circuit_of_a_sink(setup: Setup) -> None:
+    worker = setup.exporter.workers[0]
+
+    def shown(breaker: Breaker) -> tuple[float, float]:
+        worker.breaker = breaker
+        good = setup.sinks()["good"]
+        return good["circuit_open"], good["circuit_half_open"]
+
+    assert shown(Breaker(failures=4)) == (0, 0)
+    assert shown(Breaker(Circuit.OPEN, open_until_seconds=time.monotonic() + 3600)) == (1, 0)
+    assert shown(Breaker(Circuit.OPEN, open_until_seconds=time.monotonic())) == (1, 1)  # its time is up
+    assert shown(Breaker(Circuit.HALF_OPEN, 2)) == (1, 1)
+    assert shown(Breaker()) == (0, 0)
+
+
+def test_how_far_the_agent_holds_back(setup: Setup) -> None:
+    assert setup.agent()["throttle_ratio"] == 0
+    setup.meter.throttle = 0.7
+    assert setup.agent()["throttle_ratio"] == 0.7
+
+
+def test_the_agents_own_tables_are_kept_longest() -> None:
+    assert {spec.priority for spec in AgentProbe.tables} == {Priority.HIGH}
 
 
 def test_what_waits_in_a_ring(setup: Setup) -> None:
     """Before the sinks' threads start, everything is backlog."""
     stamp = time.monotonic_ns() - 5_000_000_000
     for number in range(3):
-        setup.exporter.push("json", b"x" * 1000, number + 1, stamp + number)
+        setup.push(b"x" * 1000, number + 1, stamp + number)
     good = setup.sinks()["good"]
     assert (good["backlog_frames"], good["backlog_bytes"]) == (3, 3000)
-    assert good["ring_used_ratio"] == 3 * 1024 / 4096
+    assert good["ring_used_ratio"] == 3 * need(1000) / 4096
     assert good["oldest_seconds"] == (setup.frame.monotonic_ns - stamp) / 1e9 >= 5
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /dev/full")
 def test_every_frame_is_sent_dropped_or_backlog(setup: Setup) -> None:
     """At each collection, while both sinks' threads work: one delivers, one fails and its ring drops."""
-    setup.exporter.open()
     setup.exporter.start(lambda: None)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     wrong = []
     try:
         for number in range(1, 5001):
-            setup.exporter.push("json", b"x" * 100, number, time.monotonic_ns())
+            setup.push(b"x" * 100, number, time.monotonic_ns())
             for name, shown in setup.sinks().items():
                 total = shown["sent_frames_total"] + shown["dropped_frames_total"] + shown["backlog_frames"]
                 if total != number or shown["backlog_frames"] < 0 or not 0 <= shown["ring_used_ratio"] <= 1:
@@ -199,7 +261,7 @@ def test_every_frame_is_sent_dropped_or_backlog(setup: Setup) -> None:
     assert wrong == []
     good, bad = setup.exporter.workers
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while good.backlog_frames or not bad.circuit_open:
+    while good.frames[2] or bad.circuit is Circuit.CLOSED:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     sinks = setup.sinks()
@@ -214,9 +276,10 @@ def test_every_frame_is_sent_dropped_or_backlog(setup: Setup) -> None:
     assert sinks["bad"]["backlog_frames"] > 0
     assert sinks["bad"]["oldest_seconds"] > 0
     assert sinks["bad"]["latency_p50_seconds"] is None
+    assert sinks["bad"]["dropped_full_frames_total"] == sinks["bad"]["dropped_frames_total"] > 0
 
 
 def test_a_system_without_statm_asks_psutil(setup: Setup, tmp_path: Path) -> None:
-    setup.probe._statm.close()
-    setup.probe._statm.path = str(tmp_path / "absent")
+    setup.probe._memory._statm.close()
+    setup.probe._memory._statm.path = str(tmp_path / "absent")
     assert abs(setup.agent()["resident_bytes"] - psutil.Process().memory_info().rss) < 1 << 20

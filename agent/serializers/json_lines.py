@@ -8,7 +8,7 @@ leave NumPy by `tolist`; NaN and unknown counters become null.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,8 @@ from agent.table import Column, Kind, Table, TableSpec
 
 SCHEMA = "hostprobe/1"
 HEADER = ("schema", "host", "instance", "sequence", "time", "time_unix_ns", "interval_seconds", "tags")
+DEGRADED = "degraded"  # a key of the header that is there only in a frame that was thinned
+RESERVED = (*HEADER, DEGRADED, "part", "parts")  # the last two are those of a frame that was split into datagrams
 
 # What a value can take in text: 2^64-1 has 20 digits, a float64 at most 24 characters, a
 # label mostly less than a path of this length. Longer ones only make the buffer grow once.
@@ -52,8 +54,13 @@ class JsonSerializer:
         header = {"schema": SCHEMA, "host": identity.host, "instance": identity.instance, "tags": identity.tags}
         self._header_bytes = len(self._encoder.encode(header)) + 256
 
-    def write(self, frame: Frame, buffer: Buffer) -> None:
-        """Makes `buffer.data` the frame's JSON; it is sized beforehand and does not regrow meanwhile."""
+    def write(self, frame: Frame, buffer: Buffer, tables: Collection[str] = (), left_out: Collection[str] = ()) -> None:
+        """Makes `buffer.data` the frame's JSON; it is sized beforehand and does not regrow meanwhile.
+
+        Args:
+            tables: the names of those that are written; all without any.
+            left_out: the names of those that are left out and named in the header, as `degraded`.
+        """
         identity = self._identity
         seconds, nanoseconds = divmod(frame.time_unix_ns, 1_000_000_000)
         interval = frame.interval_seconds
@@ -68,7 +75,12 @@ class JsonSerializer:
             "tags": identity.tags,
         }
         need = self._header_bytes
+        if left_out:
+            document[DEGRADED] = [self._rows[name].key for name in left_out]
+            need += _LABEL_BYTES * len(left_out)
         for name, table in frame.tables.items():
+            if name in left_out or (tables and name not in tables):
+                continue
             rows = self._rows[name]
             need += rows.static_bytes + table.count * rows.row_bytes
             found = rows.of(table)
@@ -85,7 +97,7 @@ class JsonSerializer:
 
 def key_of(spec: TableSpec) -> str:
     """A table's key in a line: its name, but `host` is the header's already and becomes `host_table`."""
-    return f"{spec.name}_table" if spec.name in HEADER else spec.name
+    return f"{spec.name}_table" if spec.name in RESERVED else spec.name
 
 
 def _in_unicode(value: Any) -> Any:

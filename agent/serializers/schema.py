@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from agent.serializers.json_lines import SCHEMA, key_of
+from agent.serializers.json_lines import DEGRADED, SCHEMA, key_of
 from agent.table import COUNTER_MAX, Column, Kind, TableSpec
 
 
@@ -34,6 +34,12 @@ def line_schema(specs: Iterable[TableSpec]) -> dict[str, Any]:
         },
         "tags": {"type": "object", "additionalProperties": {"type": "string"}, "description": "As configured."},
     }
+    degraded = {
+        "type": "array",
+        "items": {"type": "string"},
+        "minItems": 1,
+        "description": "Tables that were left out because the sink's ring filled up; absent when none.",
+    }
     tables: dict[str, Any] = {}
     for spec in specs:
         tables[key_of(spec)] = _table(spec)
@@ -47,7 +53,7 @@ def line_schema(specs: Iterable[TableSpec]) -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "One line of hostprobe",
         "type": "object",
-        "properties": header | tables,
+        "properties": header | {DEGRADED: degraded} | tables,
         "required": list(header),
         "additionalProperties": False,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -68,11 +69,26 @@ class FileSink:
 
     def _open(self) -> None:
         self.close()
-        self._line.sent = 0
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._line.forget()
+        # Without O_NONBLOCK the open of a FIFO waits until somebody reads it, for ever if need be.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
+        self._fd = os.open(self._path, flags, 0o640)
+        os.set_blocking(self._fd, True)
         status = os.fstat(self._fd)
         self._identity = (status.st_dev, status.st_ino)
         self._size = status.st_size
+        if self._size and stat.S_ISREG(status.st_mode):
+            self._end_torn_line()
+
+    def _end_torn_line(self) -> None:
+        """What a killed process has left of a line gets its end, so that the next line is whole."""
+        with suppress(OSError):  # not everybody who may write a file may read it
+            reader = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if os.pread(reader, 1, self._size - 1) not in (b"", b"\n"):
+                    self._size += os.write(self._fd, b"\n")
+            finally:
+                os.close(reader)
 
     def _was_moved(self) -> bool:
         try:
@@ -89,7 +105,7 @@ class FileSink:
             # A full disk may have taken half of the line: take it back, it is written again whole.
             with suppress(OSError):  # not every file can be cut: a pipe, /dev/full
                 os.ftruncate(self._fd, self._size)
-                self._line.sent = 0
+                self._line.forget()
             raise
         self._size += len(payload) + 1
 

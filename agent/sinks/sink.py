@@ -9,22 +9,30 @@ from typing import Annotated, ClassVar, Literal, Protocol
 
 import msgspec
 
-from agent.ring import MIN_BYTES, WhenFull
+from agent.delivery import WhenFull
+from agent.ring import MIN_BYTES
+from agent.ring_file import Sync
 from agent.units import Duration, Size
 
 
 class BufferSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The ring in front of a sink."""
+    """The ring in front of a sink: in memory, or in a file, `path`, that outlives the process.
+
+    Attributes:
+        populate: whether all of its memory is taken at the start, and not as it fills up.
+    """
 
     size: Size = Size(4 << 20)
     when_full: WhenFull = WhenFull.DROP_OLDEST
     path: str = ""
+    sync: Sync = Sync.NEVER
+    populate: bool = False
 
     def __post_init__(self) -> None:
         if self.size < MIN_BYTES:
             raise ValueError(f"size: a size of {MIN_BYTES} bytes or more")
-        if self.path:
-            raise ValueError('path: "": a buffer in a file is not available in this version')
+        if self.sync is not Sync.NEVER and not self.path:
+            raise ValueError('sync: "never" where the buffer has no path')
 
 
 class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,14 +55,36 @@ class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError(f"min: at most max, {self.max}")
 
 
+class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a delivery that failed is tried again: after a random part of base, 2 base, 4 base … up to cap.
+
+    Attributes:
+        max_age: a payload that is older is given up; 0 waits for ever.
+    """
+
+    base: Duration = Duration(0.1)
+    cap: Duration = Duration(5)
+    max_age: Duration = Duration(0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.base <= self.cap:
+            raise ValueError(f"base: a duration above 0, at most cap, {self.cap}")
+
+
 class SinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A sink's section of the configuration; a sink with settings of its own adds to it."""
+    """A sink's section of the configuration; a sink with settings of its own adds to it.
+
+    Attributes:
+        tables: the names of those that its lines have; all without any.
+    """
 
     type: str = "stdout"
     enabled: bool = True
     format: Literal["json"] = "json"
+    tables: tuple[str, ...] = ()
     buffer: BufferSettings = BufferSettings()
     batch: BatchSettings = BatchSettings()
+    retry: RetrySettings = RetrySettings()
 
 
 class Sink(Protocol):
@@ -65,7 +95,7 @@ class Sink(Protocol):
     all payloads of the batch are delivered whole, in their order. It raises a `SinkError` where they aren't, and is
     called again later with what is left, at its start the payload that failed; a `RejectedError` says that the peer
     will never take what is left, a `SinkClosedError` that nobody will ever read again. The payloads' memory is used
-    again after the call.
+    again after the call. A sink may have a list `notices` of what an operator should know; it is logged after `open`.
     """
 
     Settings: ClassVar[type[SinkSettings]]
@@ -80,27 +110,47 @@ class Sink(Protocol):
 class LineWriter:
     """Writes payloads as lines, whole, also to a descriptor that takes them in parts.
 
-    Attributes:
-        sent: bytes of the present line that are written. After an error the same line goes
-            on behind them, unless whoever took them back sets 0.
+    A line that an error has torn is finished before anything else is written, and is not written again
+    when it comes again; it may as well have been given up meanwhile.
     """
 
-    __slots__ = ("sent",)
+    __slots__ = ("_torn", "_written")
 
     def __init__(self) -> None:
-        self.sent = 0
+        self._torn = b""
+        self._written = 0  # bytes of it
 
     def write(self, descriptor: int, payload: memoryview) -> None:
-        """Writes what is missing of a payload and its line feed.
+        """Writes a payload and its line feed.
 
         Raises:
             OSError: as write(2); part of the line may have been written.
         """
-        size = len(payload) + 1
-        while self.sent < size:
-            with payload[self.sent :] as rest:
-                try:
-                    self.sent += os.writev(descriptor, (rest, b"\n"))
-                except BlockingIOError:  # whoever shares the pipe or terminal made it non-blocking
-                    select.select((), (descriptor,), ())
-        self.sent = 0
+        if self._written:
+            torn = self._torn
+            self._go_on(descriptor, memoryview(torn))
+            if payload == torn:
+                return
+        self._go_on(descriptor, payload)
+
+    def forget(self) -> None:
+        """Somebody has taken back what was written of a line."""
+        self._written = 0
+
+    def _go_on(self, descriptor: int, payload: memoryview) -> None:
+        written, size = self._written, len(payload) + 1
+        try:
+            while written < size:
+                with payload[written:] as rest:
+                    try:
+                        written += os.writev(descriptor, (rest, b"\n"))
+                    except BlockingIOError:  # whoever shares the pipe or terminal made it non-blocking
+                        poll = select.poll()
+                        poll.register(descriptor, select.POLLOUT)
+                        poll.poll()
+            self._written = 0
+        except OSError:
+            if written and not self._written:
+                self._torn = bytes(payload)
+            self._written = written
+            raise

@@ -99,8 +99,8 @@ def by_psutil(process: psutil.Process) -> bytes:
     return json.dumps(data).encode()
 
 
-def in_turns(works: dict[str, Work], rounds: int, repeats: int) -> dict[str, tuple[float, float]]:
-    """Median microseconds a call, elapsed and of CPU, each work in its turn."""
+def in_turns(works: dict[str, Work], rounds: int, repeats: int, tidy: Work) -> dict[str, tuple[float, float]]:
+    """Median microseconds a call, elapsed and of CPU, each work in its turn; `tidy` is called, untimed, after each."""
     elapsed: dict[str, list[float]] = {name: [] for name in works}
     cpu: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
@@ -110,6 +110,7 @@ def in_turns(works: dict[str, Work], rounds: int, repeats: int) -> dict[str, tup
                 work()
             elapsed[name].append((time.perf_counter() - start) / repeats * 1e6)
             cpu[name].append((time.process_time() - start_cpu) / repeats * 1e6)
+            tidy()
     return {name: (statistics.median(elapsed[name]), statistics.median(cpu[name])) for name in works}
 
 
@@ -153,7 +154,9 @@ def main() -> None:
     arguments = parser.parse_args()
     sinks = {"--bench": {"sinks": {"main": {"type": "file", "path": os.devnull}}}}
     agent = Agent(config.load(template=arguments.template, overrides=sinks, environment={}), Log())
-    agent.cycle.run(0)  # its sink is not started yet: a cycle ends with the push, the ring drops the oldest
+    agent.exporter.open()
+    agent.cycle.run(0)  # its sink is not started yet: a cycle ends with the push
+    (worker,) = agent.exporter.workers
     mounts = (
         [row[0] for row in agent.cycle.frame.tables["filesystem"].labels] if arguments.template != "minimal" else []
     )
@@ -169,13 +172,13 @@ def main() -> None:
         },
         rounds=15,
         repeats=40,
+        tidy=lambda: worker.ring.drop_held(),
     )
     for name, (elapsed, cpu) in figures.items():
         print(f"{name:8} {elapsed:8.1f} µs  {cpu:8.1f} µs of CPU")
     cycle, raw = figures["cycle"], figures["raw"]
     print(f"cycle / raw: {cycle[0] / raw[0]:.2f} elapsed, {cycle[1] / raw[1]:.2f} CPU")
     print(f"psutil / cycle: {figures['psutil'][1] / cycle[1]:.2f} CPU")
-    agent.exporter.open()
     agent.exporter.start(lambda: None)
     steady_state(agent, arguments.cycles)
     process_figures(arguments.template)

@@ -42,7 +42,7 @@ from tests.socket_zoo import enter_namespace, open_many  # noqa: E402
 
 Work = Callable[[], object]
 
-COUNTS = (100, 1000, 10_000, 20_000)
+COUNTS = (100, 1024, 10_000, 20_000)
 OTHER_COUNTS = (1000, 5000)
 SHOWN = 1024
 PEAKS_FROM = 1000

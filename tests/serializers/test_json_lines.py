@@ -267,6 +267,77 @@ def test_without_rates_derived_columns_are_absent() -> None:
     ]
 
 
+# Some of the tables
+
+
+def some(writer: Writer, tables: Sequence[str] = (), left_out: Sequence[str] = ()) -> dict[str, Any]:
+    """The document of a frame with four tables, of which one has rows that were dropped."""
+    frame = writer.begin()
+    put_times(frame, (1, 2, 3), (0.5, 2.0))
+    frame.open(DISK).claim([("vda", "ssd"), ("vdb", "ssd")], row_limit=1)
+    frame.open(EMPTY).claim([("only",)])
+    frame.open(HOST)
+    writer.serializer.write(frame, writer.buffer, tables, left_out)
+    document: dict[str, Any] = json.loads(bytes(writer.buffer.data))
+    VALIDATOR.validate(document)
+    return document
+
+
+@pytest.mark.parametrize(
+    ("tables", "left_out", "keys"),
+    [
+        ((), (), ["times", "disk", "disk_rows_dropped", "bare", "host_table"]),
+        (("disk",), (), ["disk", "disk_rows_dropped"]),
+        (("bare", "times"), (), ["times", "bare"]),  # in the frame's order
+        (("host",), (), ["host_table"]),
+        (("absent",), (), []),
+        ((), ("disk",), ["degraded", "times", "bare", "host_table"]),
+        ((), ("times", "host"), ["degraded", "disk", "disk_rows_dropped", "bare"]),
+        (("times", "disk"), ("disk",), ["degraded", "times"]),
+        (("disk",), ("disk",), ["degraded"]),
+    ],
+)
+def test_only_what_is_wanted_is_written(
+    writer: Writer, tables: Sequence[str], left_out: Sequence[str], keys: list[str]
+) -> None:
+    document = some(writer, tables, left_out)
+    assert list(document) == [*HEADER, *keys]
+    if left_out:
+        assert document["degraded"] == ["host_table" if name == "host" else name for name in left_out]
+
+
+def test_a_table_alone_is_what_it_is_among_all(writer: Writer) -> None:
+    whole, alone = some(writer), some(writer, ("disk",))
+    assert alone["disk"] == whole["disk"]
+    assert alone["disk_rows_dropped"] == whole["disk_rows_dropped"] == 1
+
+
+@pytest.mark.parametrize("names", [[], [1], "disk", {}, None])
+def test_the_schema_wants_names_of_what_was_left_out(writer: Writer, names: Any) -> None:
+    document = some(writer, (), ("disk",))
+    document["degraded"] = names
+    assert not VALIDATOR.is_valid(document)
+
+
+def test_a_table_named_degraded_leaves_the_header_alone() -> None:
+    spec = TableSpec("degraded", "A table with the name of a header's field.", gauge("level", "units", "."))
+    writer = Writer([spec])
+    writer.begin().open(spec).put_gauges(0, (3.0,))
+    assert json.loads(writer.text())["degraded_table"] == {"level": 3}
+    assert "degraded_table" in line_schema([spec])["properties"]
+
+
+@pytest.mark.parametrize("count", [300, 400, 490])
+def test_the_names_of_what_was_left_out_fit_into_what_was_reserved(count: int) -> None:
+    specs = [TableSpec(f"{number:03}" + "x" * 58, "Long.", gauge("level", "units", ".")) for number in range(count)]
+    frame = Frame(specs)
+    frame.begin(TIME_NS, 0)
+    buffer = Buffer()
+    JsonSerializer(specs, IDENTITY).write(frame, buffer, (), [spec.name for spec in specs])
+    assert len(json.loads(bytes(buffer.data))["degraded"]) == count
+    assert buffer.capacity.bit_count() == 1
+
+
 # The buffer
 
 

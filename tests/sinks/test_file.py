@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -271,22 +270,6 @@ def test_a_device_is_not_rotated() -> None:
     assert Path("/dev/null").is_char_device()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    if not root_on_linux:
-        pytest.skip("mounting a small tmpfs needs root on Linux")
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True, text=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
 def test_a_full_disk_tears_no_line(small_disk: Path) -> None:
     """What does not fit leaves no half behind, and comes whole when there is space again."""
     ballast = small_disk / "ballast"
@@ -343,3 +326,15 @@ def test_settings_that_are_wrong(tree: dict[str, object], reason: str) -> None:
 def test_a_size_of_nothing_is_wrong() -> None:
     with pytest.raises(ValueError, match="max_size: a size of 1 byte or more"):
         FileSettings(type="file", path="x", max_size=Size(0))
+
+
+def test_what_a_killed_process_left_of_a_line_gets_its_end(tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"whole\ntorn")
+    sink = opened(tmp_path / "out")
+    deliver(sink, b"next")
+    sink.close()
+    assert lines(tmp_path / "out") == [b"whole", b"torn", b"next"]
+    sink = opened(tmp_path / "out")
+    deliver(sink, b"after")
+    sink.close()
+    assert lines(tmp_path / "out") == [b"whole", b"torn", b"next", b"after"]

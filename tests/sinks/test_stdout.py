@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from agent.sinks.sink import LineWriter
+
 PATIENCE_SECONDS = 60
 HERE = Path(__file__).parents[2]
 
@@ -146,22 +148,6 @@ def test_a_full_device_is_a_failure_that_can_be_retried() -> None:
     assert told == [b"failed: stdout: No space left on device\n"] * 3
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root on Linux")
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True, text=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
 def test_a_full_disk_tears_no_line(small_disk: Path) -> None:
     """The half of a line that the disk took stays; when there is space again, the other half comes."""
     ballast = small_disk / "ballast"
@@ -175,3 +161,24 @@ def test_a_full_disk_tears_no_line(small_disk: Path) -> None:
         ballast.unlink()
         assert process.stderr.read().splitlines()[-1] == b"done"
     assert out.read_bytes().splitlines() == [line(number, 5000) for number in range(1, 13)]
+
+
+@pytest.mark.parametrize("comes_again", [True, False])
+def test_a_torn_line_is_finished_before_another_begins(small_disk: Path, comes_again: bool) -> None:
+    """Also where its payload doesn't come again: it was given up, because it had grown too old."""
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(56 << 10))
+    torn, new = b"t" * 20_000, b"n" * 100
+    line = LineWriter()
+    with (small_disk / "out").open("wb", buffering=0) as file:
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"), memoryview(torn) as view:
+                line.write(file.fileno(), view)
+        assert 0 < (small_disk / "out").stat().st_size < 20_000  # there is a torn line: this test tests something
+        with pytest.raises(OSError, match="No space left"), memoryview(new) as view:
+            line.write(file.fileno(), view)
+        ballast.unlink()
+        for payload in (torn, new) if comes_again else (new,):
+            with memoryview(payload) as view:
+                line.write(file.fileno(), view)
+    assert (small_disk / "out").read_bytes().splitlines() == [torn, new]

@@ -1,0 +1,134 @@
+"""What comes back over HTTP, bounded: an answer's time, its size, and what an error shows of it."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import io
+import socket
+import ssl
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from agent.units import Duration
+
+if TYPE_CHECKING:
+    from urllib3.response import BaseHTTPResponse
+
+_BODY_BYTES_MAX = 64 << 10
+_LINE_CHARACTERS_MAX = 200
+
+C = TypeVar("C", bound=type)
+
+
+class _DeadlineReader(io.RawIOBase):
+    """A socket's bytes until a moment: a socket's own timeout begins again with each byte that trickles in.
+
+    Attributes:
+        head_is_whole: until then an end cuts the head, which http.client would take for all of it.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._raw = connection.makefile("rb", buffering=0)
+        self.head_is_whole = False
+        self._begun = False
+        self._deadline = time.monotonic() + (connection.gettimeout() or 0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_seconds = self._deadline - time.monotonic()
+        if left_seconds <= 0:
+            raise TimeoutError("timed out")
+        self._socket.settimeout(left_seconds)
+        size = self._raw.readinto(buffer)
+        if size == 0 and self._begun and not self.head_is_whole:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "connection closed in the middle of an answer")
+        self._begun = True
+        return size
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose status, headers and body must all be there within the connection's timeout."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:
+        super().__init__(sock, *args, **named)
+        self.fp.close()
+        self._reader = _DeadlineReader(sock)
+        self.fp = io.BufferedReader(self._reader)
+
+    def begin(self) -> None:
+        super().begin()
+        self._reader.head_is_whole = True
+
+
+def with_deadline(connection: C) -> C:
+    """A class of connections like the given one, whose answers have a deadline."""
+    bounded: C = type(connection.__name__, (connection,), {"response_class": _Answer})  # type: ignore[assignment]
+    return bounded
+
+
+def read_start(answer: BaseHTTPResponse) -> bytes:
+    """The start of an answer's body. The connection is kept if that is all of it, and dropped if not.
+
+    A body that ends early takes nothing back: the status was the answer.
+    """
+    from urllib3.exceptions import HTTPError
+
+    start = b""
+    if answer.status < 200:  # the answer proper comes later, and must not be taken for that of the next request
+        answer.close()
+        return start
+    try:
+        start = answer.read(_BODY_BYTES_MAX)
+        ended = not answer.read(1)
+    except (HTTPError, OSError):
+        ended = False
+    if not ended:
+        answer.close()
+    return start
+
+
+def plain(text: str | bytes, secrets: Iterable[str]) -> str:
+    """The first line of what a peer wrote, short, without control characters and these secrets."""
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
+    line = "".join(character for character in text.lstrip().partition("\n")[0] if character.isprintable())
+    for secret in secrets:
+        line = line.replace(secret, "***")
+    return line.strip()[:_LINE_CHARACTERS_MAX]
+
+
+def failure_text(error: BaseException, timeout: Duration) -> str:
+    """Why there is no answer, in a few words: what urllib3 wrapped, without addresses of objects and the url."""
+    inner: Any = error
+    while isinstance(nested := _nested(inner), BaseException):
+        inner = nested
+    if isinstance(inner, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {inner.verify_message.rstrip('.')}"
+    if isinstance(inner, ssl.SSLError):
+        return f"TLS: {(inner.reason or 'failed').lower().replace('_', ' ')}"
+    if isinstance(inner, TimeoutError):
+        return f"timed out after {timeout}"
+    if isinstance(inner, http.client.RemoteDisconnected):
+        return "connection closed without an answer"
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror
+    if isinstance(inner, http.client.HTTPException):
+        return f"no HTTP answer: {type(inner).__name__}"
+    return type(inner).__name__
+
+
+def _nested(error: BaseException) -> BaseException | None:
+    """The error that another one carries: urllib3 puts it among the arguments, or raises from it."""
+    for argument in error.args:
+        if isinstance(argument, BaseException):
+            return argument
+    return error.__cause__

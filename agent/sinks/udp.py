@@ -1,0 +1,97 @@
+"""Frames as UDP datagrams with sequence, time and checksum.
+
+UDP promises nothing: a payload counts as delivered when the kernel has all of its datagrams. A receiver proves what
+was lost by the sequence of datagrams. A peer's host that says that nobody listens is noticed with the delivery after.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+
+from agent.errors import RejectedError, SinkError
+from agent.sinks.address import connected, host_and_port, reason
+from agent.sinks.datagrams import HEADER_BYTES, header, nanoseconds_of, split
+from agent.sinks.sink import SinkSettings
+from agent.units import Duration
+
+_TIMEOUT = Duration(5)  # for a network device that takes nothing
+
+
+class UdpSettings(SinkSettings, frozen=True, kw_only=True):
+    """A receiver of datagrams.
+
+    Attributes:
+        max_bytes: of a datagram with its header of 20 bytes. 1,472 and the headers of UDP and IPv4 are the 1,500
+            bytes that Ethernet carries; IPv6 has 20 bytes less. What is larger travels in fragments.
+    """
+
+    type: str = "udp"
+    address: str
+    max_bytes: Annotated[int, msgspec.Meta(ge=512, le=65_507)] = 1472
+
+    def __post_init__(self) -> None:
+        host_and_port(self.address)
+
+
+class UdpSink:
+    """Sends each payload as one or more datagrams, numbered by one.
+
+    Datagrams of a payload that is sent again have new numbers: a gap is always a loss on the way.
+    """
+
+    Settings = UdpSettings
+
+    def __init__(self, settings: UdpSettings) -> None:
+        self._place = f"udp {settings.address}"
+        self._host, self._port = host_and_port(settings.address)
+        self._limit_bytes = settings.max_bytes - HEADER_BYTES
+        self._sequence = 0
+        self._socket: socket.socket | None = None
+
+    def open(self) -> None: ...
+
+    def deliver(self, payloads: Sequence[memoryview]) -> None:
+        for delivered, payload in enumerate(payloads):
+            try:
+                self._send(payload)
+            except ValueError as error:
+                raise self._rejected(str(error), delivered, payloads) from None
+            except OSError as error:
+                self.close()
+                if error.errno == errno.EMSGSIZE:
+                    raise self._rejected(os.strerror(errno.EMSGSIZE), delivered, payloads) from None
+                raise SinkError(f"{self._place}: {self._reason(error)}", delivered) from None
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, payload: memoryview) -> None:
+        nanoseconds = nanoseconds_of(payload)
+        for text in split(payload, self._limit_bytes):
+            if self._socket is None:
+                self._socket = self._connect()
+            sequence = self._sequence + 1
+            self._socket.sendmsg((header(sequence, nanoseconds, text), text))
+            self._sequence = sequence  # an error means that nothing was sent
+
+    def _connect(self) -> socket.socket:
+        connection = connected(self._host, self._port, socket.SOCK_DGRAM, _TIMEOUT)
+        # The kernel's own timeout: Python's would ask before each datagram whether there is room.
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_TIMEOUT), 0))
+        return connection
+
+    def _reason(self, error: OSError) -> str:
+        return f"no room for {_TIMEOUT}" if isinstance(error, BlockingIOError) else reason(error, _TIMEOUT)
+
+    def _rejected(self, what: str, delivered: int, payloads: Sequence[memoryview]) -> RejectedError:
+        return RejectedError(f"{self._place}: {what}", delivered, each=len(payloads) - delivered > 1)
