@@ -39,6 +39,10 @@ _NO_STORAGE = """
 Values = tuple[float, ...]
 """size, free, available, used, inodes, inodes_free."""
 _UNKNOWN: Values = (NAN,) * 6
+Answer = tuple[int, os.statvfs_result]
+"""The device that a path is on, and its file system's figures."""
+Answers = dict[bytes, Answer | None]
+"""By path; one that didn't answer in time isn't in it."""
 
 
 class FilesystemSettings(DeviceSettings, frozen=True, kw_only=True):
@@ -53,13 +57,14 @@ class FilesystemSettings(DeviceSettings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.timeout <= 0:
-            raise ValueError("timeout longer than 0s")
+            raise ValueError("timeout: a duration longer than 0s")
 
 
 class FilesystemProbe:
     """The `filesystem` table from procfs and statvfs.
 
-    A path that is gone or forbidden keeps its row, with nulls.
+    A path that is gone or forbidden keeps its row, with nulls; so does one that leads this process to another
+    file system than the table says, as in a mount namespace of its own.
     """
 
     Settings = FilesystemSettings
@@ -70,7 +75,9 @@ class FilesystemProbe:
         self._table = MountTable(host)
         self._choice = MountChoice(settings)
         self._root = b"" if host.is_local else os.fsencode(host.root)
-        self._remote = StallProof(_statvfs)
+        # In a saved tree a device may have the number of one of this machine's.
+        self._is_saved = not host.is_local and not os.path.ismount(host.root / "proc")
+        self._remote = StallProof(_ask)
         self._mounts: list[Mount] = []  # the table's, all of them
         self._chosen: list[Mount] = []
         self._local: list[bytes] = []
@@ -84,10 +91,10 @@ class FilesystemProbe:
         mounts = self._table.mounts(frame)
         if mounts is not self._mounts:
             self._take(mounts)
-        answers = {path: _statvfs(path) for path in self._local}
-        if self._risky:
+        answers: Answers = dict.fromkeys(self._paths) if self._is_saved else {path: _ask(path) for path in self._local}
+        if self._risky and not self._is_saved:
             answers |= self._remote.ask(self._risky, self._settings.timeout)
-        flags = [answer.f_flag for answer in answers.values() if answer is not None]
+        flags = [answer[1].f_flag for answer in answers.values() if answer is not None]
         if flags != self._flags:
             self._flags = flags
             self._look_for_read_only(frame)
@@ -95,7 +102,8 @@ class FilesystemProbe:
         count = table.claim(self._labels, self._settings.row_limit)
         if count:
             table.gauges[:count] = [
-                _row(answers, path, read_only) for path, read_only in zip(self._paths, self._read_only, strict=True)
+                _row(answers, path, mount, read_only)
+                for path, mount, read_only in zip(self._paths, self._chosen, self._read_only, strict=True)
             ]
 
     def _take(self, mounts: list[Mount]) -> None:
@@ -186,11 +194,18 @@ def _identity(mount: Mount) -> tuple[bytes, bytes]:
     return mount.device, mount.path
 
 
-def _statvfs(path: bytes) -> os.statvfs_result | None:
+def _ask(path: bytes) -> Answer | None:
     try:
-        return os.statvfs(path)
+        return os.stat(path).st_dev, os.statvfs(path)
     except OSError:
         return None
+
+
+def _is_of(answer: Answer, mount: Mount) -> bool:
+    """Whether it is the mount's own, not that of another one on its path."""
+    number = answer[0]
+    # Each subvolume of btrfs has a number of its own, and the table that of them all; anonymous ones, of major 0.
+    return number == mount.number or mount.number is None or (mount.type == b"btrfs" and os.major(number) == 0)
 
 
 def _usage_from(disk_usage: Callable[[str], object]) -> Callable[[str], Values | None]:
@@ -207,12 +222,12 @@ def _usage_from(disk_usage: Callable[[str], object]) -> Callable[[str], Values |
     return usage
 
 
-def _row(answers: dict[bytes, os.statvfs_result | None], path: bytes, read_only: float) -> Values:
+def _row(answers: Answers, path: bytes, mount: Mount, read_only: float) -> Values:
     """The gauges of a row in stored order."""
     if path not in answers:
         return (*_UNKNOWN, read_only, 1.0, NAN, NAN)
     answer = answers[path]
-    values = _UNKNOWN if answer is None else values_of(answer)
+    values = _UNKNOWN if answer is None or not _is_of(answer, mount) else values_of(answer[1])
     return (*values, read_only, 0.0, *_ratios(values))
 
 

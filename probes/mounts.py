@@ -1,6 +1,7 @@
 """The mount table: which file systems are mounted where, and which of them can be asked without risk.
 
-Its lines: proc_pid_mounts(5), fstab(5); written by fs/proc_namespace.c, show_vfsmnt.
+Its lines: proc_pid_mountinfo(5), and proc_pid_mounts(5) where that is absent; written by
+fs/proc_namespace.c, show_mountinfo and show_vfsmnt.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import os
 import re
 import select
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.errors import ProbeError
 from agent.frame import Frame
 from probes.procfs import Host, ProcFile
 
+_TABLES = ("1/mountinfo", "1/mounts", "self/mountinfo", "mounts")
 _LINE_BYTES = 4096
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 # A change of the table wakes `poll`; that of the file system alone (ext4 that turned read-only
@@ -41,6 +43,7 @@ class Mount:
         type: of the file system.
         read_only: of the mount or of its file system.
         is_local: neither it nor a mount above it can hang.
+        number: of its device, as stat(2) has it; None where the table doesn't tell.
     """
 
     device: bytes
@@ -48,6 +51,7 @@ class Mount:
     type: bytes
     read_only: bool
     is_local: bool = True
+    number: int | None = None
 
 
 class MountTable:
@@ -58,7 +62,7 @@ class MountTable:
 
     def __init__(self, host: Host) -> None:
         # Of process 1, as a service of its own mount namespace sees other mounts, or makes them read-only.
-        self._files = [host.proc(name, _LINE_BYTES) for name in ("1/mounts", "mounts")]
+        self._files = [host.proc(name, _LINE_BYTES) for name in _TABLES]
         self._text = b""
         self._mounts: list[Mount] = []
         self._watch: tuple[int, select.poll] | None = None
@@ -83,10 +87,11 @@ class MountTable:
             if text:
                 break
         else:
-            raise ProbeError(f"no mount table: {' and '.join(file.path for file in self._files)} can't be read")
+            raise ProbeError(f"no mount table: {', '.join(file.path for file in self._files)} can't be read")
         self._read_ns = frame.monotonic_ns
         if text != self._text:
-            self._mounts = parse_mounts(text)
+            parse = parse_mountinfo if file.path.endswith("mountinfo") else parse_mounts
+            self._mounts = parse(text)
             self._text = text
         if self._wants_watch and self._watch is None:
             self._start_watch(file)
@@ -125,17 +130,70 @@ def parse_mounts(text: bytes) -> list[Mount]:
             device, path, kind = map(unescape, fields[:3])
             if b"\0" not in path:
                 by_path[path] = Mount(device, path, kind, b"ro" in fields[3].split(b","))
+    return _told_apart(by_path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A mount, and the number of the one on which it is."""
+
+    parent: bytes
+    mount: Mount
+
+
+def parse_mountinfo(text: bytes) -> list[Mount]:
+    """The mounts that a path leads to, sorted by path; those that another one hides are left out.
+
+    A line that is damaged or has been cut is left out.
+    """
+    places: dict[bytes, _Place] = {}
+    for line in text.split(b"\n")[:-1]:
+        fields = line.split(b" ")
+        try:
+            tail = fields.index(b"-", 6)
+            number, parent, device, _, path, options = fields[:6]
+            kind, source, whole_options = fields[tail + 1 : tail + 4]
+            major, minor = map(int, device.split(b":"))
+            device_number = os.makedev(major, minor)
+        except (ValueError, OverflowError):
+            continue
+        path = unescape(path)
+        if path.startswith(b"/") and b"\0" not in path and kind:
+            read_only = b"ro" in options.split(b",") or b"ro" in whole_options.split(b",")
+            places[number] = _Place(
+                parent, Mount(unescape(source), path, unescape(kind), read_only, number=device_number)
+            )
+    return _told_apart(_reached(places))
+
+
+def _reached(places: dict[bytes, _Place]) -> dict[bytes, Mount]:
+    """Of mounts by their numbers those that one gets to from "/", by path."""
+    below: dict[tuple[bytes, bytes], bytes] = {}
+    for number, place in places.items():
+        # What is mounted on the root, or on a mount that can't be seen from here, has a parent that isn't listed.
+        is_first = place.parent == number or place.parent not in places
+        below[b"" if is_first else place.parent, place.mount.path] = number
+
+    def at(path: bytes) -> bytes:
+        """The mount that a path ends in: as it passes each directory, the last of those stacked on it there."""
+        found = b""
+        for directory in (*reversed(list(_above(path))), path):
+            while (found, directory) in below:
+                found = below[found, directory]
+        return found
+
+    return {place.mount.path: place.mount for number, place in places.items() if at(place.mount.path) == number}
+
+
+def _told_apart(by_path: dict[bytes, Mount]) -> list[Mount]:
+    """The mounts sorted by path, with whether they can hang."""
     remote = {path for path, mount in by_path.items() if mount.type not in LOCAL_TYPES}
     if not remote:
         return [by_path[path] for path in sorted(by_path)]
     return [
-        mount if path not in remote and remote.isdisjoint(_above(path)) else _not_local(mount)
+        mount if path not in remote and remote.isdisjoint(_above(path)) else replace(mount, is_local=False)
         for path, mount in sorted(by_path.items())
     ]
-
-
-def _not_local(mount: Mount) -> Mount:
-    return Mount(mount.device, mount.path, mount.type, mount.read_only, is_local=False)
 
 
 def _above(path: bytes) -> Iterable[bytes]:

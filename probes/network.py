@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from agent.errors import ProbeError
 from agent.frame import Frame
-from agent.table import NAN, Labels, TableSpec, counter, gauge, rate
+from agent.table import NAN, Labels, Table, TableSpec, counter, gauge, rate
 from probes.probe import DeviceSettings, NameFilter, RowLimit, as_text
 from probes.procfs import Host, ProcFile, integer
 from probes.rows import RowForm, RowReader
@@ -43,6 +43,7 @@ NETWORK = TableSpec(
 _PLACES = np.array([0, 1, 2, 3, 8, 9, 10, 11, 7])
 _SPEED_UNIT_BYTES = 125_000  # 1 Mbit/s
 _NAME_BYTES = 15  # IFNAMSIZ less the final NUL
+_LINKS_KEPT_OPEN = 128  # with three descriptors each; the files of others are opened at each cycle
 
 
 class NetworkSettings(DeviceSettings, frozen=True, kw_only=True):
@@ -67,6 +68,8 @@ class NetworkProbe:
         self._kept = np.empty(0, dtype=np.intp)
         self._labels: list[Labels] = []
         self._links: list[_Link] = []
+        self._indexes: dict[Labels, bytes] = {}
+        self._last: Table | None = None  # of the cycle before, whose rows the rates are made from
         self._states: npt.NDArray[np.float64] = np.empty((0, 3))
 
     def collect(self, frame: Frame) -> None:
@@ -76,9 +79,10 @@ class NetworkProbe:
         rows = self._reader.parse(text)
         if rows.names is not self._names:
             self._learn(rows.names)
-        for row, link in enumerate(self._links):
-            if link.changed():
-                self._states[row] = link.state
+            self._look()
+        elif not self._look():
+            self._learn(rows.names)  # an interface has gone, and another one has its name and place
+            self._look()
         table = frame.open(NETWORK)
         count = table.claim(self._labels, self._row_limit)
         kept = self._kept[:count]
@@ -87,28 +91,50 @@ class NetworkProbe:
             table.unknown[:count] = rows.unknown[kept].take(_PLACES, axis=1)
             table.complete = not table.unknown[:count].any()
         table.gauges[:count, :3] = self._states
+        self._last = table
+
+    def _look(self) -> bool:
+        """Reads the links' states; whether all are still the interfaces that were learned."""
+        intact = True
+        for row, link in enumerate(self._links):
+            if link.changed():
+                self._states[row] = link.state
+                intact = intact and not link.has_gone
+        return intact
 
     def _learn(self, names: list[bytes]) -> None:
         """Takes another list of interfaces.
 
         All their files are opened anew: a descriptor stays with an interface that is
-        renamed, and another one may have its name now.
+        renamed, and another one may have its name now. What that one counted under its
+        old name, or the other one under this name, makes no rate.
         """
-        self._names = names
+        self._names = None  # until all is learned
         shown = [as_text(name) for name in names]
         kept = [place for place, name in enumerate(shown) if self._filter.keeps(name)]
         self._kept = np.array(kept, dtype=np.intp)
         self._labels = [(shown[place],) for place in kept]
         for link in self._links:
             link.close()
-        self._links = [_Link(self._host, os.fsdecode(names[place])) for place in kept[: self._row_limit]]
+        self._links = []
+        self._links = [
+            _Link(self._host, os.fsdecode(names[place]), row < _LINKS_KEPT_OPEN)
+            for row, place in enumerate(kept[: self._row_limit])
+        ]
         self._states = np.full((len(self._links), 3), NAN)
+        before = self._indexes
+        self._indexes = {labels: link.index for labels, link in zip(self._labels, self._links, strict=False)}
+        if self._last is not None:
+            for row, labels in enumerate(self._last.labels):
+                if before.get(labels) and self._indexes.get(labels, before[labels]) != before[labels]:
+                    self._last.forget_counters(row)
+        self._names = names
 
     def close(self) -> None:
         for link in self._links:
             link.close()
         self._links = []
-        self._names = None
+        self._names = self._last = None
 
 
 class PsutilNetworkProbe:
@@ -149,14 +175,21 @@ class PsutilNetworkProbe:
 
 
 class _Link:
-    """An interface's state in /sys/class/net, its files kept open.
+    """An interface's state in /sys/class/net.
+
+    Args:
+        keeps_open: whether its files are kept open.
 
     Attributes:
+        index: the number (ifindex) that it keeps when it is renamed, as text; empty where unknown.
+        has_gone: it is another interface that has the name now, or none.
         state: up, MTU in bytes, speed in bytes a second; NaN where unknown.
     """
 
     __slots__ = (
         "_host",
+        "_ifindex",
+        "_keeps_open",
         "_mtu",
         "_mtu_text",
         "_operstate",
@@ -164,20 +197,27 @@ class _Link:
         "_path",
         "_speed",
         "_speed_text",
+        "has_gone",
+        "index",
         "state",
     )
 
-    def __init__(self, host: Host, name: str) -> None:
+    def __init__(self, host: Host, name: str, keeps_open: bool) -> None:
         self._host = host
         self._path = f"class/net/{name}"
+        self._keeps_open = keeps_open
+        self._ifindex = host.sys(f"{self._path}/ifindex")
         self._operstate = host.sys(f"{self._path}/operstate")
         self._mtu = host.sys(f"{self._path}/mtu")
         self._speed: ProcFile | None = None  # while the kernel refuses to tell it
         self._operstate_text = self._mtu_text = self._speed_text = b""
+        self.index = self._ifindex.read()
+        self._ifindex.close()
+        self.has_gone = False
         self.state = (NAN, NAN, NAN)
 
     def changed(self) -> bool:
-        """Reads the files; whether `state` is another than before."""
+        """Reads the files; whether `state` is another than before, or the interface has gone."""
         operstate, mtu, speed = self._operstate.read(), self._mtu.read(), b""
         # Most virtual interfaces and those that are down refuse their speed with EINVAL, which
         # would cost an exception a cycle: they are asked again when their operstate changes.
@@ -188,16 +228,25 @@ class _Link:
             if not speed:
                 self._host.forget(self._speed)
                 self._speed = None
+        if not self._keeps_open:
+            self.has_gone = self._ifindex.read() != self.index
+            for file in self._files():
+                file.close()
         if operstate == self._operstate_text and mtu == self._mtu_text and speed == self._speed_text:
-            return False
+            return self.has_gone
+        # A file that was kept open ends with its interface (ENODEV).
+        self.has_gone = self.has_gone or (not operstate and self._operstate_text != b"")
         self._operstate_text, self._mtu_text, self._speed_text = operstate, mtu, speed
         self.state = (parse_operstate(operstate), parse_attribute(mtu), parse_attribute(speed) * _SPEED_UNIT_BYTES)
         return True
 
     def close(self) -> None:
-        for file in (self._operstate, self._mtu, self._speed):
-            if file is not None:
-                self._host.forget(file)
+        for file in self._files():
+            self._host.forget(file)
+
+    def _files(self) -> list[ProcFile]:
+        files = [self._ifindex, self._operstate, self._mtu]
+        return files if self._speed is None else [*files, self._speed]
 
 
 def split_net_dev(line: bytes) -> tuple[bytes, int] | None:

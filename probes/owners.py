@@ -5,6 +5,7 @@ The links' text, `socket:[INODE]`: proc_pid_fd(5); fs/proc/fd.c, net/socket.c so
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -16,7 +17,11 @@ from probes.probe import as_text
 Owner = tuple[int, str]
 """A process: its pid, and its name (comm) when it was found."""
 
+Walk = Generator[None, None, None]
+
 _LINKS_A_STEP = 32  # some 90 µs
+_ENDED = frozenset((errno.ENOENT, errno.ESRCH, errno.ENOTDIR))  # the process; ENOTDIR where a file bears its name
+_NO_LINK = _ENDED | {errno.EINVAL}
 _NAME_BYTES = 256  # comm has 16, or 64 for a kernel worker: fs/proc/array.c, proc_task_name
 
 
@@ -37,6 +42,8 @@ class Owners:
     no other walk. A socket that was asked for during a walk waits for the next one, as the processes that
     have been passed may hold it.
 
+    A walk that can't go on, as descriptors or memory have run out, is broken off; the next call starts afresh.
+
     What is remembered is bounded by what the latest call asked for.
 
     Args:
@@ -45,8 +52,10 @@ class Owners:
             An answer that is remembered costs one readlink besides.
 
     Attributes:
-        complete: for each socket that the last `find` gave no owner, a walk has looked into all processes.
+        searched: for each socket that the last `find` gave no owner, a walk has gone through all processes.
+        complete: the same, and it was allowed to look into all of them; none is wanted where each has its owner.
         denied: the processes whose descriptors we had no right to see, in the last walk that came to its end.
+        failure: why the last walk was broken off; "" where it wasn't.
         walked: the processes that all walks have looked into.
     """
 
@@ -56,9 +65,10 @@ class Owners:
         self._found: dict[int, _Held] = {}
         self._unowned: set[int] = set()
         self._sought: dict[str, int] = {}  # inodes by link, of the walk that goes on
-        self._walk: Generator[None, None, None] | None = None
-        self.complete = True
+        self._walk: Walk | None = None
+        self.searched = self.complete = True
         self.denied = 0
+        self.failure = ""
         self.walked = 0
 
     def find(self, inodes: Sequence[int]) -> list[Owner | None]:
@@ -70,22 +80,40 @@ class Owners:
         asked = {inode for inode in inodes if inode}
         is_new = self._review(asked)
         deadline = time.monotonic() + self._budget_seconds
-        while self._walk is not None or is_new:
-            if self._walk is None:
-                self._sought = {f"socket:[{inode}]": inode for inode in asked if inode not in self._found}
-                self._unowned.clear()
-                self._walk = self._walk_once()
-                is_new = False
-            for _ in self._walk:
-                if time.monotonic() >= deadline:
+        try:
+            while self._walk is not None or is_new:
+                if self._walk is None:
+                    self._walk = self._start(asked)
+                    is_new = False
+                if not self._go_on(self._walk, deadline):
                     break
-            else:
-                self._unowned = {inode for inode in self._sought.values() if inode not in self._found}
-                self.close()
-                continue
-            break
-        self.complete = asked <= self._found.keys() | self._unowned
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+            self.close()
+        unowned = asked - self._found.keys()
+        self.searched = unowned <= self._unowned
+        self.complete = self.searched and not (unowned and self.denied)
         return [held.owner if (held := self._found.get(inode)) is not None else None for inode in inodes]
+
+    def _start(self, asked: set[int]) -> Walk:
+        """A walk for all that has no owner."""
+        self._sought = {f"socket:[{inode}]": inode for inode in asked if inode not in self._found}
+        self._unowned.clear()
+        return self._walk_once()
+
+    def _go_on(self, walk: Walk, deadline: float) -> bool:
+        """Goes on with a walk; whether it came to its end before the deadline.
+
+        Raises:
+            OSError: it can't go on.
+        """
+        for _ in walk:
+            if time.monotonic() >= deadline:
+                return False
+        self._unowned = {inode for inode in self._sought.values() if inode not in self._found}
+        self.failure = ""
+        self.close()
+        return True
 
     def close(self) -> None:
         """Ends the walk that goes on; the next `find` may start another."""
@@ -105,8 +133,12 @@ class Owners:
             self.close()
         return not asked <= self._found.keys() | self._unowned | set(self._sought.values())
 
-    def _walk_once(self) -> Generator[None, None, None]:
-        """Looks into every process once; a step for each, and for every 32 links of one."""
+    def _walk_once(self) -> Walk:
+        """Looks into every process once; a step for each, and for every 32 links of one.
+
+        Raises:
+            OSError: it can't go on.
+        """
         denied = 0
         for pid in self._pids():
             self.walked += 1
@@ -114,8 +146,9 @@ class Owners:
                 yield from self._look_into(pid)
             except PermissionError:
                 denied += 1
-            except OSError:  # it has ended
-                pass
+            except OSError as error:
+                if error.errno not in _ENDED:
+                    raise
             yield
         self.denied = denied
 
@@ -126,14 +159,15 @@ class Owners:
                 for entry in entries:
                     if entry.name.isascii() and entry.name.isdigit():
                         yield entry.name
-        except OSError:
-            return
+        except OSError as error:
+            if error.errno not in _ENDED:
+                raise
 
     def _look_into(self, pid: str) -> Iterator[None]:
         """Keeps those of the sought sockets that a process holds, unless one with a lower pid does.
 
         Raises:
-            OSError: the process has ended, or we may not see its descriptors.
+            OSError: the process has ended, we may not see its descriptors, or have none left ourselves.
         """
         name: str | None = None
         # Links below a descriptor are read in 4/5 of the time that whole paths take.
@@ -162,17 +196,18 @@ def _link(name: str, directory: int | None = None) -> str:
 
     Raises:
         PermissionError: we may not see it.
+        OSError: it can't be told.
     """
     try:
         return os.readlink(name, dir_fd=directory)
-    except PermissionError:
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            return ""
         raise
-    except OSError:
-        return ""
 
 
 def _holds(held: _Held, inode: int) -> bool:
     try:
         return _link(held.path) == f"socket:[{inode}]"
-    except PermissionError:
+    except OSError:
         return False

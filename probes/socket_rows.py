@@ -15,8 +15,18 @@ from probes.addresses import address_text
 from probes.netlink import AF_INET
 from probes.owners import Owner
 from probes.probe import as_text
+from probes.socket_ports import LISTENING_BYTES, listening_keys
 from probes.socket_tables import NEW_SYN_RECV, SYN_RECV, TCP_STATES
-from probes.socket_tallies import INET_RECORD, LISTEN, UNIX_DGRAM, UNIX_SEQPACKET, UNIX_STREAM, UNKNOWN, Records
+from probes.socket_tallies import (
+    INET_RECORD,
+    LISTEN,
+    TIMER_UNKNOWN,
+    UNIX_DGRAM,
+    UNIX_SEQPACKET,
+    UNIX_STREAM,
+    UNKNOWN,
+    Records,
+)
 
 Owners = Sequence[Owner | None]
 """The owner of each row; in the settings that don't ask for them, None instead."""
@@ -62,16 +72,22 @@ class ListeningRows:
     def __init__(self) -> None:
         self._labels = RowLabels(_listening_labels)
         self._sockets: tuple[bytes, bytes, bool] | None = None
+        self._left_out = 0
         self._all_keys = b""
-        self._row_keys: npt.NDArray[np.uint8] = np.zeros((0, _LISTENING_BYTES), dtype=np.uint8)
+        self._row_keys: npt.NDArray[np.uint8] = np.zeros((0, LISTENING_BYTES), dtype=np.uint8)
         self._first: npt.NDArray[np.intp] = np.zeros(0, dtype=np.intp)
         self._places: npt.NDArray[np.intp] = np.zeros(0, dtype=np.intp)
         self._keys = self._row_keys
         self._inodes: npt.NDArray[np.uint32] = np.zeros(0, dtype=np.uint32)
         self._queues: npt.NDArray[np.float64] = np.zeros((0, 2))
 
-    def select(self, tcp: bytes, udp: bytes, row_limit: int, limits_known: bool) -> None:
-        """Chooses the rows, given the `INET_RECORD`s of sockets that listen, or are bound and not connected."""
+    def select(self, tcp: bytes, udp: bytes, row_limit: int, limits_known: bool, left_out: int = 0) -> None:
+        """Chooses the rows, given the `INET_RECORD`s of sockets that listen, or are bound and not connected.
+
+        Args:
+            left_out: rows of UDP besides, behind those that are given.
+        """
+        self._left_out = left_out
         sockets = tcp, udp, limits_known
         if sockets == self._sockets:
             return
@@ -97,14 +113,11 @@ class ListeningRows:
 
     def _group(self, octets: npt.NDArray[np.uint8], tcp_count: int) -> None:
         """Finds which sockets share a row, where they aren't those of the cycle before."""
-        keys = np.empty((len(octets), _LISTENING_BYTES), dtype=np.uint8)
-        keys[:tcp_count, 0], keys[tcp_count:, 0] = _TCP, _UDP
-        keys[:, 1:3] = octets[:, 4:6]
-        keys[:, 3] = octets[:, 0]
-        keys[:, 4:] = octets[:, 8:24]
+        keys = listening_keys(octets, _TCP)
+        keys[tcp_count:, 0] = _UDP
         all_keys = keys.tobytes()
         if all_keys != self._all_keys:
-            rows = keys.view(f"V{_LISTENING_BYTES}")[:, 0]
+            rows = keys.view(f"V{LISTENING_BYTES}")[:, 0]
             _, self._first, self._places = np.unique(rows, return_index=True, return_inverse=True)
             self._row_keys = keys[self._first]
             self._all_keys = all_keys
@@ -116,14 +129,14 @@ class ListeningRows:
 
     def fill(self, table: Table, owners: Owners | None = None) -> None:
         """Fills the table with the rows chosen, given the owner of each."""
-        rows = table.claim(self._labels.of(self._keys, owners), left_out=len(self._row_keys) - len(self._keys))
+        left_out = self._left_out + len(self._row_keys) - len(self._keys)
+        rows = table.claim(self._labels.of(self._keys, owners), left_out=left_out)
         table.gauges[: len(self._queues), :2] = self._queues
         if owners is not None:
             table.gauges[:rows, -1] = _pids(owners)
 
 
 _TCP, _UDP = 0, 1
-_LISTENING_BYTES = 20  # protocol, port, family, address: so they are in the order of protocol and port
 # Words of a record; of a TCP socket that listens, the queues are how many wait to be accepted, and how many may.
 _RECEIVE_QUEUE, _SEND_QUEUE, _INODE = 14, 15, 17
 
@@ -148,18 +161,28 @@ class InetRows:
         gauges = table.gauges[:rows]
         gauges[:, 0] = records["receive_queue"]
         gauges[:, 1] = records["send_queue"]
-        # Without a process nobody knows who made it: the kernel says 0 for both (TIME_WAIT, SYN_RECV).
+        # Without a process nobody knows who made it: the kernel says 0 for both (TIME_WAIT), and in its text
+        # the listener's user for what is no whole socket yet (get_openreq4).
         orphaned = records["inode"] == 0
-        gauges[:, 2] = np.where(orphaned & (records["uid"] == 0), NAN, records["uid"])
+        states = records["state"]
+        unmade = orphaned & ((records["uid"] == 0) | (states == SYN_RECV) | (states == NEW_SYN_RECV))
+        gauges[:, 2] = np.where(unmade, NAN, records["uid"])
         gauges[:, 3] = np.where(orphaned, NAN, records["inode"])
         if self._with_state:
             known = (records["rtt_us"] != UNKNOWN) & (records["rtt_us"] != 0)
             gauges[:, 4] = np.where(known, records["rtt_us"] / 1e6, NAN)
-            gauges[:, 5] = records["retransmits"]
+            # Under these timers netlink counts probes there (inet_diag_msg_attrs_fill, icsk_probes_out), the text
+            # what was sent again: nothing, as nothing is on its way.
+            timers = records["timer"]
+            probes = (timers == _KEEPALIVE_TIMER) | (timers == _ZERO_WINDOW_TIMER)
+            retransmits = np.where(probes, 0, records["retransmits"])
+            gauges[:, 5] = np.where(timers == TIMER_UNKNOWN, NAN, retransmits)
         if owners is not None:
             gauges[:, -1] = _pids(owners)
 
 
+# idiag_timer; "tr" of the text: net/ipv4/inet_diag.c, tcp_ipv4.c
+_KEEPALIVE_TIMER, _ZERO_WINDOW_TIMER = 2, 4
 _INET_KEY = slice(0, 40)  # family, state, timer, retransmits; ports; addresses
 
 

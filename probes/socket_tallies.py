@@ -28,6 +28,7 @@ from probes.netlink import (
     find_attribute,
     find_attributes,
 )
+from probes.socket_ports import LowestPorts
 
 Records = npt.NDArray[np.void]
 Ranks = npt.NDArray[np.int64]
@@ -38,6 +39,7 @@ UDP_UNCONNECTED = 7  # TCP_CLOSE: what an UDP socket is unless it is connected
 UNIX_STREAM, UNIX_DGRAM, UNIX_SEQPACKET = 1, 2, 5
 
 UNKNOWN = 0xFFFFFFFF
+TIMER_UNKNOWN = 0xFF  # and with it what `retransmits` counts
 INET_RECORD = np.dtype([*INET.descr, ("rtt_us", "u4")])
 """struct inet_diag_msg and, from tcp_info, the smoothed round trip time; `UNKNOWN` where it wasn't told."""
 UNIX_NAME_BYTES = 108  # sizeof sockaddr_un.sun_path
@@ -162,26 +164,40 @@ class InetTally:
         listed: mask of the states whose sockets are all kept.
         shown: mask of the states whose busiest sockets are kept.
         limit: how many of those.
+        ports: of the listed sockets, one is kept for each of so many addresses and ports, the lowest; all where None.
 
     Attributes:
         states: 256 numbers, how many sockets are in each state.
         busiest: None where none are shown.
     """
 
-    __slots__ = ("_kept", "_listed", "_listed_rows", "_shown", "busiest", "states")
+    __slots__ = ("_kept", "_listed", "_listed_rows", "_ports", "_shown", "busiest", "states")
 
-    def __init__(self, listed: int, shown: int = 0, limit: int = 1) -> None:
+    def __init__(self, listed: int, shown: int = 0, limit: int = 1, ports: int | None = None) -> None:
         self.states = [0] * 256
         self.busiest = Busiest(limit, INET_RECORD, inet_rank) if shown else None
         self._listed = listed
         self._shown = shown
         self._kept = listed | shown
         self._listed_rows = bytearray()
+        self._ports = None if ports is None else LowestPorts(ports, INET_RECORD.itemsize)
 
     @property
     def listed(self) -> bytes:
         """The records of the listed sockets, one `INET_RECORD` behind the other, in the order of the list."""
+        self._settle()
         return bytes(self._listed_rows)
+
+    @property
+    def left_out(self) -> int:
+        """How many addresses and ports have a listed socket and no record."""
+        self._settle()
+        return 0 if self._ports is None else self._ports.left_out()
+
+    def _settle(self) -> None:
+        """Where some were left out, leaves those out that have come again since."""
+        if self._ports is not None and self._ports.has_left_out:
+            self._listed_rows = self._ports.lowest(self._listed_rows)
 
     def keeps(self, state: int) -> bool:
         """Whether it wants the records of sockets in this state."""
@@ -193,8 +209,10 @@ class InetTally:
             self.states[state] += count
         if self._listed:
             listed = at[_chosen(self._listed)[states]]
-            if len(listed):
-                self._listed_rows += self._records(reply.words, listed).tobytes()
+            if self._ports is not None:
+                listed = self._ports.wanted(reply, listed)
+            for start in range(0, len(listed), _SPARE_RECORDS):
+                self._list(self._records(reply.words, listed[start : start + _SPARE_RECORDS]).tobytes())
         if self.busiest is not None:
             shown = _chosen(self._shown)[states]
             at, states = at[shown], states[shown]
@@ -218,9 +236,14 @@ class InetTally:
         state = record[1]
         self.states[state] += 1
         if self._listed >> state & 1:
-            self._listed_rows += record
+            self._list(record)
         if self._shown >> state & 1 and self.busiest is not None:
             self.busiest.add(record)
+
+    def _list(self, records: bytes) -> None:
+        self._listed_rows += records
+        if self._ports is not None and len(self._listed_rows) > self._ports.room:
+            self._listed_rows = self._ports.lowest(self._listed_rows)
 
     def _records(self, words: Words, at: Offsets) -> Records:
         records = np.empty((len(at), INET_RECORD.itemsize // 4), dtype=np.uint32)

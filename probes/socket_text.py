@@ -1,8 +1,8 @@
 """The text lists of sockets, net/tcp, tcp6, udp, udp6 and unix, counted into the tallies of netlink's replies.
 
-They have all that those have but the limit of an accept queue, the round trip time, and
-a Unix socket's queues and user. Sources: get_tcp4_sock, get_tcp6_sock, udp4_format_sock and
-unix_seq_show in the kernel's net/.
+They have all that those have but the limit of an accept queue, the round trip time, what half a connection
+sent again, and a Unix socket's queues and user. Sources: get_tcp4_sock, get_openreq4, get_tcp6_sock,
+udp4_format_sock and unix_seq_show in the kernel's net/.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from agent.errors import ProbeError
 from probes.netlink import AF_INET, AF_INET6
-from probes.socket_tallies import ESTABLISHED, LISTEN, UNKNOWN, InetTally, UnixTally, unix_record
+from probes.socket_tables import NEW_SYN_RECV, SYN_RECV
+from probes.socket_tallies import ESTABLISHED, LISTEN, TIMER_UNKNOWN, UNKNOWN, InetTally, UnixTally, unix_record
 
 _ADDRESS = rb"(?:[0-9A-F]{32}|[0-9A-F]{8})"
 _LINE = re.compile(
@@ -26,9 +27,10 @@ _FIELDS = (
     rb"^ *\d+: (%b):([0-9A-F]{4}) (%b):([0-9A-F]{4}) (%%b) ([0-9A-F]{8}):([0-9A-F]{8})"
     rb" ([0-9A-F]{2}):[0-9A-F]{8} ([0-9A-F]{8}) +(\d{1,10}) +\d+ +(\d{1,10})(?: .*)?$" % (_ADDRESS, _ADDRESS)
 )
-# Path is anything, line ends included, so a line that doesn't fit is no error.
+# Path is anything, line ends included, so a line that doesn't fit is no error; and a name can hold a line that fits.
 _UNIX = re.compile(
-    rb"^[0-9a-fA-F]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) ([0-9A-F]{4}) ([0-9A-F]{2}) +(\d{1,10})(?: (.*))?$",
+    rb"^(?:[0-9a-f]{8}|[0-9a-f]{16}): [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) ([0-9A-F]{4}) ([0-9A-F]{2})"
+    rb" +(\d{1,10})(?: (.*))?$",
     re.MULTILINE,
 )
 _ACCEPTS = 0x10000  # __SO_ACCEPTCON, linux/net.h
@@ -70,10 +72,12 @@ def count_inet(text: bytes, tally: InetTally) -> None:
 
 def _inet_record(*fields: bytes) -> bytes:
     local, local_port, remote, remote_port, state, send, receive, timer, retransmits, uid, inode = fields
+    number = int(state, 16)
     return _RECORD.pack(
         AF_INET if len(local) == 8 else AF_INET6,
-        int(state, 16),
-        int(timer, 16),
+        number,
+        # Of what is no whole socket yet the text has the timeouts, whether anything was sent again or not.
+        TIMER_UNKNOWN if number in (SYN_RECV, NEW_SYN_RECV) else int(timer, 16),
         min(int(retransmits, 16), 255),
         bytes.fromhex(local_port.decode()),
         bytes.fromhex(remote_port.decode()),

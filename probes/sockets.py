@@ -8,6 +8,7 @@ counters come from /proc/net/sockstat, sockstat6, snmp, snmp6 and netstat.
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -84,7 +85,7 @@ class SocketsProbe:
         self._connections, self._udp_sockets, self._unix_sockets = rows
         self._lists = SocketLists(host)
         self._owners = Owners(host.root / "proc") if settings.processes else None
-        self._is_denied = False
+        self._noticed: set[str] = set()
         self.notices: list[str] = []
         self._sockstat, self._sockstat6 = host.net("sockstat", ONE_RECORD), host.net("sockstat6", ONE_RECORD)
         self._snmp, self._snmp6, self._netstat = (
@@ -119,7 +120,7 @@ class SocketsProbe:
         self._make_tcp = partial(InetTally, listed, shown, limit)
         unconnected = 1 << UDP_UNCONNECTED if settings.listening else 0
         self._udp_states = ALL_STATES if settings.udp_sockets else unconnected
-        self._make_udp = partial(InetTally, unconnected, ALL_STATES if settings.udp_sockets else 0, limit)
+        self._make_udp = partial(InetTally, unconnected, ALL_STATES if settings.udp_sockets else 0, limit, limit)
         self._make_unix = partial(UnixTally, limit if settings.unix_sockets else None)
 
     def collect(self, frame: Frame) -> None:
@@ -187,7 +188,8 @@ class SocketsProbe:
         if self._settings.listening:
             udp_listed = b"".join(each.listed for each in udp)
             tcp_listed = tcp.listed if tcp is not None else b""
-            self._listening_rows.select(tcp_listed, udp_listed, limit, self._lists.limits_known)
+            left_out = sum(each.left_out for each in udp)
+            self._listening_rows.select(tcp_listed, udp_listed, limit, self._lists.limits_known, left_out)
             rows = self._listening_rows
             fills.append((partial(rows.fill, frame.open(self._listening)), rows.inodes))
         add(self._connection_rows, self._connections, [tcp.busiest if tcp is not None else None])
@@ -205,11 +207,17 @@ class SocketsProbe:
             start += len(each)
         table = frame.tables[self._tcp.name]
         table.gauges[0, self._tcp.gauge_index["owners_complete"]] = self._owners.complete
-        if self._owners.denied and not self._is_denied:
-            self._is_denied = True
-            self.notices.append(
-                f"no right to see the descriptors of {self._owners.denied} processes: their sockets have no owner"
-            )
+        if self._owners.denied:
+            denied = f"no right to see the descriptors of {self._owners.denied} processes: their sockets have no owner"
+            self._notice("denied", denied)
+        if self._owners.failure:
+            self._notice("failure", f"the search for owners of sockets was broken off: {self._owners.failure}")
+
+    def _notice(self, kind: str, text: str) -> None:
+        """Says something once."""
+        if kind not in self._noticed:
+            self._noticed.add(kind)
+            self.notices.append(text)
 
     def close(self) -> None:
         self._lists.close()
@@ -228,7 +236,8 @@ def _sum(first: int | None, second: int | None) -> int | None:
 class PsutilSocketsProbe:
     """The same tables from psutil: states, listeners, connections and their owners; what kernels count is unknown.
 
-    `unix_sockets` it doesn't fill: psutil has no inode to tell one from another.
+    `unix_sockets` it doesn't fill: psutil has no inode to tell one from another. Sockets that share an address
+    are counted where psutil tells them apart, else their number is unknown.
     """
 
     Settings = SocketsSettings
@@ -244,18 +253,22 @@ class PsutilSocketsProbe:
         self._states = {getattr(psutil, f"CONN_{name.upper()}"): name for name in TCP_STATES}
 
     def collect(self, frame: Frame) -> None:
-        # One that processes share is there once for each of them.
-        inet: dict[tuple[Any, ...], int | None] = {}
-        for connection in sorted(self._connections("inet"), key=lambda each: each.pid or 0):
-            inet.setdefault(tuple(connection[1:6]), connection.pid)
-        states = dict.fromkeys(TCP_STATES, 0)
+        # By all but the descriptor: family, type, both ends, state.
+        inet: dict[tuple[Any, ...], list[int | None]] = {}
+        for connection in self._connections("inet"):
+            inet.setdefault(tuple(connection[1:6]), []).append(connection.pid)
+        states = dict.fromkeys(TCP_STATES, 0.0)
+        udp_sockets = 0.0
         rows: dict[str, dict[Labels, int | None]] = {"listening": {}, "connections": {}, "udp_sockets": {}}
-        for (family, kind, local, remote, status), pid in inet.items():
+        for (family, kind, local, remote, status), pids in inet.items():
+            pid = min((each for each in pids if each is not None), default=None)
             state = self._states.get(status)
             ends = _psutil_labels(family, local), _psutil_labels(family, remote)
             is_udp = kind == socket.SOCK_DGRAM
-            if not is_udp and state is not None:
-                states[state] += 1
+            if is_udp:
+                udp_sockets += _socket_count(pids)
+            elif state is not None:
+                states[state] += 1 if remote else _socket_count(pids)
             if local and not remote and (is_udp or state == "listen"):
                 rows["listening"].setdefault(("udp" if is_udp else "tcp", *ends[0]), pid)
             if is_udp:
@@ -272,11 +285,11 @@ class PsutilSocketsProbe:
             table.gauges[0, tcp.gauge_index["listen"]] = states["listen"]
         table.forget_counters(0)
         table = frame.open(udp)
-        table.put_gauges(0, (sum(key[1] == socket.SOCK_DGRAM for key in inet),))
+        table.put_gauges(0, (udp_sockets,))
         table.forget_counters(0)
         table = frame.open(unix)
-        if hasattr(socket, "AF_UNIX"):
-            kinds = [connection.type for connection in self._connections("unix")]
+        kinds = self._unix_types()
+        if kinds is not None:
             named = (kinds.count(kind) for kind in (UNIX_STREAM, UNIX_DGRAM, UNIX_SEQPACKET))
             table.put_gauges(0, (len(kinds), *named))
         for spec in row_tables:
@@ -306,9 +319,27 @@ class PsutilSocketsProbe:
             found: Sequence[Any] = self._psutil.net_connections(kind)
         except self._psutil.AccessDenied as error:
             raise ProbeError(f"sockets: psutil may not list them: {error}") from error
-        except RuntimeError as error:  # a Unix socket whose path has a line feed
-            raise ProbeError(f"sockets: {error}") from error
         return found
+
+    def _unix_types(self) -> list[int] | None:
+        """The type of each Unix socket; None where psutil can't tell."""
+        if not hasattr(socket, "AF_UNIX"):
+            return None
+        try:
+            return [connection.type for connection in self._connections("unix")]
+        except RuntimeError:  # "malformed line": anybody may give a socket a path with a line feed
+            return None
+
+
+def _socket_count(pids: Sequence[int | None]) -> float:
+    """How many sockets are bound to an address and no peer, given the process of each entry; NaN if it can't be told.
+
+    On Linux psutil has an entry for each of them, but makes one of those whose process it may not see; elsewhere
+    one for each descriptor, be it of another socket (SO_REUSEPORT) or, after a fork, of the same.
+    """
+    if sys.platform.startswith("linux"):
+        return NAN if None in pids else len(pids)
+    return 1 if len(pids) == 1 else NAN
 
 
 def _psutil_labels(family: int, end: tuple[str, int] | tuple[()]) -> tuple[str, str, str]:

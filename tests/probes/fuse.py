@@ -16,7 +16,7 @@ import pytest
 _LIBC = ctypes.CDLL(None, use_errno=True)
 MNT_FORCE, MNT_DETACH = 1, 2
 MS_RDONLY, MS_REMOUNT = 1, 32
-_INIT, _STATFS = 26, 17
+_INIT, _STATFS, _GETATTR = 26, 17, 3
 _ENOSYS = 38
 BLOCKS, FREE, AVAILABLE, INODES, INODES_FREE, UNIT = 1000, 400, 300, 80, 20, 512
 
@@ -72,6 +72,9 @@ class SilentFuse:
                 body = struct.pack(
                     "=5Q4I6I", BLOCKS, FREE, AVAILABLE, INODES, INODES_FREE, UNIT, 255, UNIT, 0, *[0] * 6
                 )
+            elif opcode == _GETATTR:
+                # Valid for no time; inode 1, a directory (mode 040755) with 2 links.
+                body = struct.pack("=QII6Q3I7I", 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 512, 0)
             else:
                 error = -_ENOSYS
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from probes.filesystem import (
     FilesystemSettings,
     MountChoice,
     PsutilFilesystemProbe,
+    _is_of,
     values_of,
 )
-from probes.mounts import parse_mounts
+from probes.mounts import Mount, parse_mounts
 from probes.procfs import Host
 from tests.figures import rows, rows_by
 from tests.hosts import disk_names, saved_host, write_large_host
@@ -218,21 +220,69 @@ def test_a_mount_that_hides_another(tree: Tree, collect: Collect) -> None:
     assert rows(collect(FilesystemProbe, root=root), "filesystem") == []
 
 
-def test_paths_below_another_root(tree: Tree, collect: Collect) -> None:
-    text = b"/dev/a / ext4 rw 0 0\n/dev/b /srv/with\\040space ext4 ro 0 0\n"
-    text += b"/dev/c /b\xff xfs rw 0 0\n/dev/d /no xfs rw 0 0\n"
-    root = tree({"proc/1/mounts": text})
-    (root / "srv/with space").mkdir(parents=True)
-    os.mkdir(os.fsencode(root) + b"/b\xff")
+def mountinfo(*mounts: tuple[str, int, str]) -> bytes:
+    """A table of process 1, given path, device number and type; the first is the root, on which the others are."""
+    lines = (
+        f"{place + 2} {2 if place else 1} {os.major(number)}:{os.minor(number)} / {path} rw - {kind} /dev/{place} rw\n"
+        for place, (path, number, kind) in enumerate(mounts)
+    )
+    return "".join(lines).encode("latin-1")
+
+
+def test_paths_below_another_root(tree: Tree, collect: Collect, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = os.stat(tree({})).st_dev
+    text = mountinfo(
+        ("/", here, "ext4"),
+        ("/srv/with\\040space", here, "ext4"),
+        ("/b\xff", here, "xfs"),
+        ("/no", here, "xfs"),
+        ("/hidden", os.makedev(8, 77), "ext4"),
+        ("/volume", os.makedev(8, 77), "btrfs"),
+    )
+    root = tree({"proc/1/mountinfo": text.replace(b"space rw", b"space ro")})
+    for name in (b"srv/with space", b"b\xff", b"hidden", b"volume"):
+        os.makedirs(os.path.join(os.fsencode(root), name))
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == root / "proc")
     found = rows_by(collect(FilesystemProbe, root=root), "filesystem", "mountpoint")
     size = os.statvfs(root).f_blocks * os.statvfs(root).f_frsize
     assert {path: row["size_bytes"] for path, row in found.items()} == {
         "/": size,
         "/b\ufffd": size,  # asked under its own bytes
+        "/hidden": None,
         "/no": None,
         "/srv/with space": size,
+        "/volume": None if os.major(here) else size,  # btrfs has an anonymous number for each subvolume
     }
     assert [found["/no"]["stalled"], found["/no"]["read_only"], found["/srv/with space"]["read_only"]] == [0, 0, 1]
+    assert [found["/hidden"]["stalled"], found["/hidden"]["used_ratio"], found["/hidden"]["inodes"]] == [0, None, None]
+
+
+def test_a_saved_tree_has_no_figures_of_this_machine(tree: Tree, collect: Collect) -> None:
+    """Even where a device of its host had the number of one of ours; and nothing is asked that may hang."""
+    here = os.stat(tree({})).st_dev
+    root = tree({"proc/1/mountinfo": mountinfo(("/", here, "ext4"), ("/proc", here, "nfs"))})
+    for row in rows(collect(FilesystemProbe, root=root), "filesystem"):
+        assert [row["size_bytes"], row["used_ratio"], row["read_only"], row["stalled"]] == [None, None, 0, 0]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/root/proc/1/mountinfo"), reason="reads this machine's /proc")
+def test_another_root_that_lives(collect: Collect) -> None:
+    """As that of a container: its paths are asked below it."""
+    found = rows_by(collect(FilesystemProbe, root="/proc/self/root"), "filesystem", "mountpoint")
+    assert found["/"]["size_bytes"] == os.statvfs("/").f_blocks * os.statvfs("/").f_frsize
+
+
+def test_subvolumes_of_btrfs() -> None:
+    """One mount of each; the kernel has a number for the file system and one for each subvolume."""
+
+    def shows(number: int, kind: bytes) -> bool:
+        mount = Mount(b"/dev/sda2", b"/home", kind, False, number=os.makedev(0, 35))
+        return _is_of((number, os.statvfs_result((0,) * 10)), mount)
+
+    assert shows(os.makedev(0, 35), b"btrfs")
+    assert shows(os.makedev(0, 41), b"btrfs")
+    assert not shows(os.makedev(8, 1), b"btrfs")
+    assert not shows(os.makedev(0, 41), b"ext4")
 
 
 def test_a_forbidden_path_keeps_its_row(collect: Collect, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +291,7 @@ def test_a_forbidden_path_keeps_its_row(collect: Collect, tree: Tree, monkeypatc
 
     monkeypatch.setattr(os, "statvfs", forbid)
     root = tree({"proc/1/mounts": "/dev/a / ext4 rw 0 0\nsrv:/x /net nfs rw 0 0\n"})
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
     found = rows(collect(FilesystemProbe, root=root, timeout=Duration(60)), "filesystem")
     assert [row["mountpoint"] for row in found] == ["/", "/net"]
     for row in found:
@@ -270,7 +321,7 @@ def test_no_mount_table_is_an_error(tree: Tree, collect: Collect) -> None:
 def test_saved_hosts(collect: Collect, name: str) -> None:
     found = rows(collect(FilesystemProbe, root=saved_host(name)), "filesystem")
     assert found[0]["mountpoint"] == "/"
-    assert found[0]["size_bytes"] > 0
+    assert {row["size_bytes"] for row in found} == {None}, "this machine's disk isn't theirs"
     assert len({row["device"] for row in found}) == len(found)
 
 
@@ -308,6 +359,49 @@ def test_mounts_come_and_go(cycles: Callable[..., Cycles], mountpoint: Path) -> 
         assert cycle()[str(mountpoint)]["read_only"] == 1
         fuse.unmount(mountpoint)
     assert cycle() == {}
+
+
+@needs_root
+def test_a_mount_below_one_that_came_later(cycles: Callable[..., Cycles], mountpoint: Path) -> None:
+    """The path is there, and it is a directory of the later one."""
+    inner = mountpoint / "a"
+    inner.mkdir()
+    cycle = cycles(include=(f"{mountpoint}*",), exclude_types=())
+    try:
+        fuse.mount("hostprobe-test", inner, "tmpfs", 0, "size=1M")
+        assert list(cycle()) == [str(inner)]
+        fuse.mount("hostprobe-test", mountpoint, "tmpfs", 0, "size=2M")
+        inner.mkdir()
+        assert {path: row["size_bytes"] for path, row in cycle().items()} == {str(mountpoint): 2 << 20}
+    finally:
+        fuse.unmount(mountpoint)
+        fuse.unmount(inner)
+    assert cycle() == {}
+
+
+IN_A_NAMESPACE = """
+import json, sys
+from tests.probes.test_filesystem import Cycles
+print(json.dumps(Cycles(include=(sys.argv[1],), exclude_types=())()))
+"""
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="util-linux is not installed")
+@pytest.mark.parametrize("own", ["umount {}", "mount -t tmpfs -o size=2M hostprobe-test {}"])
+def test_a_mount_of_process_1_that_this_process_does_not_see(mountpoint: Path, own: str) -> None:
+    """The agent in a mount namespace of its own: what its path leads to is something else."""
+    fuse.mount("hostprobe-test", mountpoint, "tmpfs", 0, "size=1M")
+    script = own.format(mountpoint) + ' && exec "$@"'
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", IN_A_NAMESPACE, str(mountpoint)],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    (row,) = msgspec.json.decode(done.stdout).values()
+    assert (row["mountpoint"], row["type"]) == (str(mountpoint), "tmpfs")
+    assert [row["size_bytes"], row["free_bytes"], row["inodes"], row["used_ratio"]] == [None] * 4
+    assert [row["stalled"], row["read_only"]] == [0, 0]
 
 
 @needs_root

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agent.errors import ProbeError
 from agent.frame import Frame
-from probes.mounts import Mount, MountTable, parse_mounts, unescape
+from probes.mounts import Mount, MountTable, parse_mountinfo, parse_mounts, unescape
 from probes.procfs import Host
 from tests.hosts import saved_host, write_large_host
 
@@ -70,6 +70,69 @@ def test_escapes(field: bytes, name: bytes) -> None:
 def test_escaping_and_unescaping(name: bytes) -> None:
     escaped = re.sub(rb"[ \t\n\\#]", lambda match: b"\\%03o" % match[0][0], name)  # seq_escape of show_vfsmnt
     assert unescape(escaped) == name
+
+
+INFO = b"27 1 254:0 /sub /srv/with\\040space rw,relatime shared:1 master:2 - ext4 /dev/v\\040a rw,discard\n"
+
+
+def test_a_line_of_mountinfo() -> None:
+    number = os.makedev(254, 0)
+    assert parse_mountinfo(INFO) == [Mount(b"/dev/v a", b"/srv/with space", b"ext4", False, number=number)]
+    for read_only in (INFO.replace(b" rw,rel", b" ro,rel"), INFO.replace(b" rw,dis", b" ro,dis")):
+        assert parse_mountinfo(read_only)[0].read_only
+    (fuse,) = parse_mountinfo(b"27 1 0:5 / /mnt rw - fuse.x  rw\n")
+    assert (fuse.device, fuse.type, fuse.is_local) == (b"", b"fuse.x", False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        INFO[:-1],
+        b"\n",
+        INFO.replace(b" - ", b" "),
+        INFO.replace(b" - ", b" x "),
+        INFO.replace(b"254:0", b"254"),
+        INFO.replace(b"254:0", b"x:0"),
+        INFO.replace(b"254:0", b"254:99999999999999999999"),
+        INFO.replace(b" /srv", b" srv"),
+        INFO.replace(b"/srv", b"/s\\000"),
+        INFO.replace(b"ext4", b""),
+        b"27 1 254:0 / /srv\n",
+        b"27 1 254:0 / /srv rw - ext4\n",
+    ],
+)
+def test_damaged_line_of_mountinfo_is_left_out(line: bytes) -> None:
+    assert [mount.path for mount in parse_mountinfo(b"2 1 8:1 / / rw - ext4 /dev/a rw\n" + line)] == [b"/"]
+
+
+def reached(*lines: str) -> dict[str, str]:
+    """The mounts that are left, and their devices; a line is number, parent, path."""
+    text = "".join(
+        f"{number} {parent} 8:1 / {path} rw - ext4 {number} rw\n" for number, parent, path in map(str.split, lines)
+    )
+    return {mount.path.decode(): mount.device.decode() for mount in parse_mountinfo(text.encode())}
+
+
+def test_a_mount_that_another_one_hides_is_left_out() -> None:
+    assert reached("1 0 /", "2 1 /m/a", "3 1 /m") == {"/": "1", "/m": "3"}
+    assert reached("1 0 /", "3 1 /m", "2 1 /m/a") == {"/": "1", "/m": "3"}, "in whatever order"
+    assert reached("1 0 /", "3 1 /m", "2 3 /m/a") == {"/": "1", "/m": "3", "/m/a": "2"}
+    assert reached("1 0 /", "2 1 /m", "3 2 /m", "4 2 /m/a", "5 3 /m/b") == {"/": "1", "/m": "3", "/m/b": "5"}
+    assert reached("1 0 /", "2 1 /m/a/b", "3 1 /m", "4 3 /m/a/b/c") == {"/": "1", "/m": "3", "/m/a/b/c": "4"}
+    assert reached("1 1 /", "2 1 /", "3 1 /a", "4 2 /b") == {"/": "2", "/b": "4"}, "a root on another one"
+    assert reached("2 1 /a", "3 1 /b", "4 2 /a/c") == {"/a": "2", "/b": "3", "/a/c": "4"}, "in a chroot"
+    assert reached("1 2 /", "2 1 /") == {}, "damage"
+    assert reached("1 0 /", "1 0 /a") == {"/a": "1"}, "damage"
+
+
+@given(st.permutations(["1 0 /", "2 1 /m", "3 2 /m", "4 1 /m/a", "5 3 /m/a", "6 5 /m/a/b", "7 1 /x"]))
+def test_the_order_of_the_lines_is_no_matter(lines: list[str]) -> None:
+    assert reached(*lines) == {"/": "1", "/m": "3", "/m/a": "5", "/m/a/b": "6", "/x": "7"}
+
+
+def test_a_deep_path() -> None:
+    deep = "/a" * 1900
+    assert reached("1 0 /", f"2 1 {deep}") == {"/": "1", deep: "2"}
 
 
 def test_device_may_be_empty() -> None:
@@ -138,12 +201,13 @@ def test_the_kernels_own_table(table_of: Callable[[Path | str], MountTable]) -> 
         mounts = table_of("/").mounts(frame_at(0))
         if before == Path("/proc/1/mounts").read_bytes():
             break
-    expected = {line.split()[1]: line.split() for line in before.splitlines() if b"\\" not in line}
-    found = {mount.path: mount for mount in mounts}
-    assert b"/" in found
-    for path, words in expected.items():
-        assert [found[path].device, found[path].type] == [words[0], words[2]]
-        assert found[path].read_only == words[3].startswith(b"ro")
+    expected = {mount.path: mount for mount in parse_mounts(before)}
+    assert b"/" in {mount.path for mount in mounts}
+    for mount in mounts:
+        same = expected[mount.path]
+        found = (mount.device, mount.type, mount.read_only, mount.is_local)
+        assert found == (same.device, same.type, same.read_only, same.is_local)
+        assert mount.number is not None
 
 
 def test_table_of_process_1_and_where_it_is_hidden_ones_own(
@@ -153,10 +217,12 @@ def test_table_of_process_1_and_where_it_is_hidden_ones_own(
     assert [mount.path for mount in table_of(root).mounts(frame_at(0))] == [b"/own"]
     tree({"proc/1/mounts": "/dev/b /first ext4 rw 0 0\n"})
     assert [mount.path for mount in table_of(root).mounts(frame_at(0))] == [b"/first"]
+    tree({"proc/1/mountinfo": "1 0 8:1 / /told ro - ext4 /dev/b rw\n"})
+    assert table_of(root).mounts(frame_at(0)) == [Mount(b"/dev/b", b"/told", b"ext4", True, number=os.makedev(8, 1))]
 
 
 def test_no_table_is_an_error(tree: Tree, table_of: Callable[[Path | str], MountTable]) -> None:
-    with pytest.raises(ProbeError, match=r"^no mount table: .*/proc/1/mounts and .*/proc/mounts"):
+    with pytest.raises(ProbeError, match=r"^no mount table: .*/proc/1/mountinfo, .*, .*/proc/mounts can't"):
         table_of(tree({})).mounts(frame_at(0))
 
 
@@ -206,9 +272,18 @@ _PIECES = st.sampled_from(
 )
 
 
-@given(st.binary(max_size=200) | st.lists(_PIECES, max_size=60).map(b" ".join) | st.lists(_PIECES).map(b"".join))
-def test_any_bytes(text: bytes) -> None:
-    mounts = parse_mounts(text)
+_INFO_PIECES = st.sampled_from([b"1", b"2", b"8:1", b"/", b"/a", b"/a/b", b"-", b"\n", b"nfs", b"rw", b"ro", b"\\040"])
+
+
+@given(
+    st.sampled_from([parse_mounts, parse_mountinfo]),
+    st.binary(max_size=200)
+    | st.lists(_PIECES, max_size=60).map(b" ".join)
+    | st.lists(_PIECES).map(b"".join)
+    | st.lists(_INFO_PIECES, max_size=60).map(b" ".join),
+)
+def test_any_bytes(parse: Callable[[bytes], list[Mount]], text: bytes) -> None:
+    mounts = parse(text)
     assert len(mounts) <= text.count(b"\n")
     assert [mount.path for mount in mounts] == sorted({mount.path for mount in mounts})
     for mount in mounts:

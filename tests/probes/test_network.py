@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from agent.errors import ProbeError
 from agent.frame import Frame
+from probes import network
 from probes.network import (
     NET_DEV,
     NETWORK,
@@ -154,6 +156,96 @@ def test_two_interfaces_that_swap_names_swap_states(tree: Tree) -> None:
     rows = cycles()
     assert (rows["eth0"]["mtu_bytes"], rows["eth0"]["up"]) == (9000, 0)
     assert (rows["eth1"]["mtu_bytes"], rows["eth1"]["up"]) == (1500, 1)
+
+
+def test_no_rate_is_made_of_two_interfaces(tree: Tree) -> None:
+    """Names swapped between two cycles: each row goes on with the figures of the other one."""
+    tree.write(lo=5, d1=1_000, d2=3_000_000_000)
+    for name, index in (("lo", "1"), ("d1", "2"), ("d2", "3")):
+        tree.state(name, operstate="up", ifindex=index)
+    cycles = Cycles(tree.probe())
+    cycles()
+    tree.write(lo=15, d1=1_010, d2=3_000_000_010)
+    assert [row["receive_bytes_per_second"] for row in cycles().values()] == [1, 1, 1]
+    tree.state("d1", ifindex="3")
+    tree.state("d2", ifindex="2")
+    tree.write(lo=25, d2=1_020, d1=3_000_000_020)  # the kernel lists them by their index
+    rows = cycles()
+    assert {name: row["receive_bytes_total"] for name, row in rows.items()} == {
+        "lo": 25,
+        "d2": 1020,
+        "d1": 3_000_000_020,
+    }
+    assert {name: row["receive_bytes_per_second"] for name, row in rows.items()} == {"lo": 1, "d2": None, "d1": None}
+    tree.write(lo=35, d2=1_030, d1=3_000_000_030)
+    assert [row["transmit_bytes_per_second"] for row in cycles().values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("links_kept_open", [128, 0])
+def test_an_interface_that_was_made_anew_in_its_place(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, links_kept_open: int
+) -> None:
+    """The list of names stays the same; sysfs says ENODEV to who has the old one's file open."""
+    monkeypatch.setattr(network, "_LINKS_KEPT_OPEN", links_kept_open)
+    tree.write(lo=5, veth0=1_000)
+    tree.state("veth0", operstate="up", ifindex="2", mtu="1500")
+    cycles = Cycles(tree.probe())
+    cycles()
+    tree.state("veth0", operstate="up", ifindex="7", mtu="9000")
+    for file in (file for path, file in cycles.probe._host._files.items() if "veth0" in path):  # type: ignore[union-attr]
+        if file._fd >= 0:
+            write_end = os.open(
+                "/proc/self/fd", os.O_RDONLY
+            )  # a read says EISDIR, as one of a file that is gone ENODEV
+            os.dup2(write_end, file._fd)
+            os.close(write_end)
+    tree.write(lo=15, veth0=50_000_000)
+    rows = cycles()
+    assert (rows["veth0"]["receive_bytes_per_second"], rows["veth0"]["mtu_bytes"]) == (None, 9000)
+    assert rows["lo"]["receive_bytes_per_second"] == 1
+    tree.write(lo=25, veth0=50_000_010)
+    assert [row["receive_bytes_per_second"] for row in cycles().values()] == [1, 1]
+
+
+def test_descriptors_are_bounded_however_many_interfaces_there_are(tmp_path: Path) -> None:
+    write_large_host(tmp_path, cpus=1, disks=1, interfaces=601, sockets=1)
+    probe = NetworkProbe(NetworkSettings(row_limit=1000), Host(root=str(tmp_path)))
+    cycles = Cycles(probe)
+    for _ in range(3):
+        rows = cycles()
+        assert list(rows) == interface_names(601)
+        assert {row["mtu_bytes"] for row in rows.values()} == {65536, 1500}
+        assert 128 <= open_files(tmp_path) <= 3 * 128 + 1
+    (tmp_path / "sys/class/net" / interface_names(601)[600] / "mtu").write_text("1400\n")
+    assert cycles()[interface_names(601)[600]]["mtu_bytes"] == 1400
+    probe.close()
+    assert [path for path in open_paths(tmp_path) if "sys/" in path] == []
+
+
+@pytest.mark.parametrize("file", ["ifindex", "mtu"])
+@pytest.mark.parametrize("known", [True, False])
+def test_at_the_limit_of_open_files_nothing_is_null_silently(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, file: str, known: bool
+) -> None:
+    cycles = Cycles(tree.probe())
+    if known:
+        tree.write(lo=1)
+        cycles()
+    tree.write(eth0=1)
+    tree.state("eth0", operstate="up", mtu="1500", ifindex="2")
+    real = os.open
+
+    def refuse(path: str, *flags: int) -> int:
+        if path.endswith(f"/{file}"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return real(path, *flags)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        for _ in range(2):
+            with pytest.raises(ProbeError, match=f"class/net/eth0/{file}: Too many open files"):
+                cycles()
+    assert cycles()["eth0"]["mtu_bytes"] == 1500
 
 
 def test_state_follows_its_files_and_closes_them(tree: Tree) -> None:
@@ -386,6 +478,13 @@ ip("set", "probe0", "down"); ip("set", "probe0", "name", "probe1"); ip("add", "p
 seen.append(cycles())
 ip("del", "probe1")
 seen.append(cycles())
+ip("add", "probe1", "type", kind); cycles()
+ip("set", "probe0", "name", "swap"); ip("set", "probe1", "name", "probe0"); ip("set", "swap", "name", "probe1")
+seen.append(cycles())
+seen.append(cycles())
+ip("del", "probe0"); ip("add", "probe0", "type", kind)
+seen.append(cycles())
+seen.append(cycles())
 json.dump(seen, sys.stdout)
 """
 
@@ -410,7 +509,7 @@ def test_live_interfaces_in_a_namespace() -> None:
         [*command, sys.executable, "-c", IN_A_NAMESPACE, kind],
         check=True, capture_output=True, text=True, cwd=root, env=os.environ | {"PYTHONPATH": str(root)},
     )  # fmt: skip
-    empty, added, up, renamed, deleted = json.loads(done.stdout)
+    empty, added, up, renamed, deleted, swapped, after_swap, made_anew, after_all = json.loads(done.stdout)
     others = set(empty)
     assert "probe0" not in others
     assert set(added) == others | {"probe0"}
@@ -421,6 +520,13 @@ def test_live_interfaces_in_a_namespace() -> None:
     assert (renamed["probe1"]["mtu_bytes"], renamed["probe0"]["mtu_bytes"]) == (1234, 1500)
     assert set(deleted) == others | {"probe0"}
     assert deleted["probe0"]["mtu_bytes"] == 1500
+    for rows, unknown in (
+        (swapped, {"probe0", "probe1"}),
+        (after_swap, set()),
+        (made_anew, {"probe0"}),
+        (after_all, set()),
+    ):
+        assert {name for name, row in rows.items() if row["receive_bytes_per_second"] is None} == unknown
 
 
 def open_paths(root: Path) -> list[str]:

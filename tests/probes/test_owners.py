@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,12 +98,12 @@ def whole(root: Path | str = "/proc") -> Owners:
 
 
 def to_the_end(owners: Owners, inodes: list[int]) -> tuple[int, list[Owner | None]]:
-    """How many calls it takes until it is complete, and what it has found then."""
+    """How many calls it takes until all is searched, and what it has found then."""
     for calls in range(1, CALLS_MAX):
         found = owners.find(inodes)
-        if owners.complete:
+        if owners.searched:
             return calls, found
-    pytest.fail(f"not complete after {CALLS_MAX} calls")
+    pytest.fail(f"not searched after {CALLS_MAX} calls")
 
 
 def write_process(root: Path, pid: object, links: list[str], comm: bytes | None = b"name\n") -> Path:
@@ -134,7 +136,10 @@ def test_finds_sockets_of_this_process_and_of_a_child(sock: socket.socket, hold:
     inodes = [holder.inodes[1], 0, inode_of(sock), holder.inodes[0], ABSENT, holder.inodes[1]]
     child, own = holder.owner, (os.getpid(), name)
     assert owners.find(inodes) == [child, None, own, child, None, child]
-    assert owners.complete
+    assert owners.searched
+    assert owners.complete == (not owners.denied)  # a sandbox may refuse even root some
+    assert owners.find([holder.inodes[1], inode_of(sock)]) == [child, own]
+    assert owners.complete, "whom we may not see is no matter where each has its owner"
 
 
 def test_of_several_holders_the_lowest_pid_is_shown(sock: socket.socket, hold: Callable[..., Holder]) -> None:
@@ -162,13 +167,14 @@ def test_what_was_closed_has_no_owner_any_longer(hold: Callable[..., Holder]) ->
     assert owners.find([kept, closed]) == [holder.owner, None]
     holder.end()
     assert owners.find([kept, closed]) == [None, None]
-    assert owners.complete
+    assert owners.searched
 
 
 def test_a_walk_in_slices_finds_what_a_whole_one_does(sock: socket.socket, hold: Callable[..., Holder]) -> None:
     inodes = [inode_of(sock), ABSENT, *hold(100).inodes]
     owners = Owners(budget_seconds=0)
     owners.find(inodes)
+    assert not owners.searched
     assert not owners.complete
     calls, found = to_the_end(owners, inodes)
     assert calls > 5  # the holder alone takes four
@@ -247,7 +253,7 @@ def test_what_we_have_no_right_to_see_is_counted(hold: Callable[..., Holder]) ->
     for (theirs, own), complete, denied in as_nobody:
         assert theirs is None
         assert own[0] == pid
-        assert complete
+        assert not complete
         assert denied > as_root[2]  # a sandbox may refuse root some as well
 
 
@@ -359,10 +365,65 @@ def test_links_that_are_refused_are_counted_by_process(tmp_path: Path, monkeypat
     owners = whole(tmp_path)
     for inodes in ([5], [5, 6], [5, 6, 99]):
         assert owners.find(inodes) == [{6: (8, "name")}.get(inode) for inode in inodes]
-        assert (owners.denied, owners.complete) == (1, True)
+        assert (owners.denied, owners.searched, owners.complete) == (1, True, False)
+    assert owners.find([6]) == [(8, "name")]
+    assert owners.complete
     monkeypatch.undo()
     owners.find([5, 98])
-    assert owners.denied == 0
+    assert (owners.denied, owners.complete) == (0, True)
+
+
+@pytest.mark.parametrize("call", ["open", "scandir", "readlink"])
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
+def test_a_walk_that_cannot_go_on_is_broken_off_and_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
+) -> None:
+    """That a process has ended is another thing: nobody knows what was not looked into."""
+    for pid in (7, 8, 9):
+        write_process(tmp_path, pid, links(pid))
+    real, calls = getattr(os, call), 0
+
+    def refuse(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            return real(*arguments, **named)
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, call, refuse)
+    owners = whole(tmp_path)
+    for _ in range(2):
+        calls = 0
+        owners.find([7, 8, 9, 99])
+        assert (owners.searched, owners.complete, owners.failure) == (False, False, os.strerror(error))
+    monkeypatch.undo()
+    assert owners.find([7, 8, 9, 99]) == [(7, "name"), (8, "name"), (9, "name"), None]
+    assert (owners.complete, owners.failure) == (True, "")
+
+
+WITH_FEW_DESCRIPTORS = """
+import json, math, os, resource, socket, sys
+from probes.owners import Owners
+own = socket.socket()
+inode = os.fstat(own.fileno()).st_ino
+owners = Owners(budget_seconds=math.inf)
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (own.fileno() + 2, limits[1]))  # one is left, a walk takes four
+rows = [(owners.find([inode]), owners.complete, owners.failure)]
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+rows.append((owners.find([inode]), owners.complete, owners.failure))
+print(json.dumps([os.getpid(), rows]))
+"""
+
+
+def test_without_descriptors_nothing_is_said_to_be_complete() -> None:
+    run = subprocess.run(
+        [sys.executable, "-B", "-c", WITH_FEW_DESCRIPTORS], capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+    )
+    assert run.stderr == ""
+    pid, (without, again) = json.loads(run.stdout)
+    assert without == [[None], False, os.strerror(errno.EMFILE)]
+    assert (again[0][0][0], *again[1:]) == (pid, True, "")
 
 
 def test_what_is_not_asked_for_is_forgotten(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.errors import UsageError
+from agent.errors import ProbeError, UsageError
 from probes.procfs import ONE_RECORD, Host, KeyedText, ProcFile, integer, integers
 
 
@@ -59,6 +62,41 @@ def test_a_name_with_a_nul_is_absent() -> None:
     assert ProcFile("/proc/\0").read() == b""
 
 
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize("call", ["open", "preadv"])
+def test_what_this_process_lacks_is_no_absent_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
+) -> None:
+    def refuse(*arguments: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    path = tmp_path / "file"
+    path.write_bytes(b"1\n")
+    file = ProcFile(str(path))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, refuse)
+        for _ in range(2):
+            with pytest.raises(ProbeError, match=f"^{path}: {os.strerror(error)}$"):
+                file.read(7)
+    assert file.read(7) == b"1\n", "another probe may ask in the same cycle"
+    file.close()
+
+
+def test_at_the_limit_of_open_files(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"1\n")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    there, absent = ProcFile(str(path)), ProcFile(str(tmp_path / "absent"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(ProbeError, match="Too many open files"):
+            there.read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (there.read(), absent.read()) == (b"1\n", b"")
+    there.close()
+
+
 def test_another_root_needs_a_proc(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no proc/stat in it"):
         Host(str(tmp_path))
@@ -73,6 +111,23 @@ def test_another_roots_network_is_that_of_its_first_process(tmp_path: Path) -> N
     assert host.net("dev").path == str(tmp_path / "proc/1/net/dev")
     assert host.net("dev") is host.net("dev")
     assert Host().net("dev").path == "/proc/net/dev"
+
+
+@pytest.mark.parametrize("root", ["/", "//", "/.", "/proc/..", "///"])
+def test_this_host_by_other_names(root: str) -> None:
+    assert Host(root).is_local
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's links")
+def test_a_link_that_says_the_root_may_lead_elsewhere(tmp_path: Path) -> None:
+    """/proc/PID/root of a container says "/" and is the container's; whatever is a link is read as another's."""
+    (tmp_path / "here").symlink_to("/")
+    for root in ("/proc/self/root", str(tmp_path / "here")):
+        host = Host(root)
+        assert not host.is_local
+        assert host.net("dev").path == f"{root}/proc/1/net/dev"
+        assert host.net("dev").read().startswith(b"Inter-|")
+        host.close()
 
 
 def test_host_closes_its_files() -> None:

@@ -131,6 +131,24 @@ def test_a_connection_has_what_the_kernel_says_of_it() -> None:
     assert again.labels is table.labels, "what isn't part of the key changes no label"
 
 
+@pytest.mark.parametrize(("timer", "shown_count"), [(0, 3), (1, 3), (2, 0), (3, 3), (4, 0)])
+def test_probes_are_no_retransmits(timer: int, shown_count: int) -> None:
+    table = plain(CONNECTIONS)
+    InetRows(with_state=True).fill(table, records(record(state=1, inode=5, timer=timer, retransmits=3)), 1)
+    assert shown(table)[0][-1] == shown_count
+
+
+@pytest.mark.parametrize(
+    ("state", "uid", "inode", "expected"),
+    [(3, 1000, 0, None), (12, 1000, 0, None), (3, 1000, 7, 1000), (4, 1000, 0, 1000), (6, 0, 0, None), (1, 0, 7, 0)],
+)
+def test_what_is_no_whole_socket_yet_has_no_user(state: int, uid: int, inode: int, expected: int | None) -> None:
+    """In the text it has the listener's."""
+    table = plain(CONNECTIONS)
+    InetRows(with_state=True).fill(table, records(record(state=state, uid=uid, inode=inode)), 1)
+    assert shown(table)[0][8:10] == (expected, inode or None)
+
+
 def test_owners_are_beside_their_sockets() -> None:
     owners: list[Owner | None] = [(42, "sshd"), None]
     table = Table(UDP_SOCKETS)

@@ -324,13 +324,20 @@ def test_every_socket_that_is_held_is_held_by_the_zoo(read: Reading) -> None:
 
 
 def test_rows_are_the_same_from_text(read: Reading) -> None:
-    """Round trips and what is queued in Unix sockets netlink alone tells; a path's line feed cuts it in the text."""
+    """Round trips, what half a connection sent again and what is queued in Unix sockets netlink alone tells.
+
+    A path's line feed cuts it in the text.
+    """
 
     def by_key(found: Rows) -> Rows:
         return sorted(found, key=lambda row: str(tuple(row.values())))
 
     alone = (*OWNER, "rtt_seconds")
-    assert by_key(without(["rtt_seconds"], read.by_text.connections)) == by_key(without(alone, read.ours.connections))
+    connections = [
+        row | {"retransmits": None} if row["state"] == "syn_recv" else row
+        for row in without(alone, read.ours.connections)
+    ]
+    assert by_key(without(["rtt_seconds"], read.by_text.connections)) == by_key(connections)
     assert any(row["rtt_seconds"] for row in read.ours.connections)
     assert by_key(read.by_text.udp_sockets) == by_key(without(OWNER, read.ours.udp_sockets))
     identity = ("inode", "type", "state")
