@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from agent.table import Priority
 
@@ -28,15 +28,20 @@ class WhenFull(StrEnum):
     SAMPLE = "sample"
 
 
-class Drop(StrEnum):
-    """Why a record was given up."""
+class Drop(IntEnum):
+    """Why a record was given up; an index into a list of counts."""
 
-    FULL = "full"
-    AGED = "aged"
-    REJECTED = "rejected"
-    DAMAGED = "damaged"
-    SAMPLED = "sampled"
-    SHUTDOWN = "shutdown"
+    FULL = 0
+    AGED = 1
+    REJECTED = 2
+    DAMAGED = 3
+    SAMPLED = 4
+    SHUTDOWN = 5
+
+    @property
+    def word(self) -> str:
+        """As messages name it."""
+        return self.name.lower()
 
 
 # Trying again ---------------------------------------------------------------------------------
@@ -126,6 +131,9 @@ def batch_records(used_ratio: float, smallest: int, largest: int, before: int) -
 # What to leave out ----------------------------------------------------------------------------
 
 
+THIN_FROM_RATIO = 0.75
+
+
 def least_priority(used_ratio: float, sequence: int) -> Priority:
     """The least priority of the tables that go into a ring.
 
@@ -134,7 +142,7 @@ def least_priority(used_ratio: float, sequence: int) -> Priority:
     """
     if used_ratio >= 0.90:
         return Priority.HIGH
-    return Priority.NORMAL if used_ratio >= 0.75 and sequence % 2 else Priority.LOW
+    return Priority.NORMAL if used_ratio >= THIN_FROM_RATIO and sequence % 2 else Priority.LOW
 
 
 # When to hold back ----------------------------------------------------------------------------

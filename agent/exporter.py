@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from agent.delivery import Drop, WhenFull, least_priority
+from agent.delivery import THIN_FROM_RATIO, Drop, WhenFull, least_priority
 from agent.frame import Frame
 from agent.logs import Log
 from agent.ring import NO_INSTANCE
@@ -61,6 +61,9 @@ class Exporter:
         self._priorities = priorities or {}
         self._wake: Callable[[], None] = lambda: None
         self.workers = [SinkWorker(config, log, self._on_closed, instance, timed_every) for config in sinks]
+        self._unthinned: dict[Output, list[SinkWorker]] = {}
+        for worker in self.workers:
+            self._unthinned.setdefault(_output(worker, Priority.LOW), []).append(worker)
 
     @property
     def formats(self) -> list[str]:
@@ -102,21 +105,34 @@ class Exporter:
             serialize: writes the frame without the tables that are named; its payload is used before
                 it is called again.
         """
-        waiting: dict[Output, list[SinkWorker]] = {}
-        for worker in self.workers:
-            settings = worker.settings
-            least = least_priority(worker.ring.used_ratio, frame.sequence)
-            waiting.setdefault(Output(settings.format, settings.tables, least), []).append(worker)
+        if all(worker.ring.used_ratio < THIN_FROM_RATIO for worker in self.workers):
+            waiting = self._unthinned
+        else:
+            waiting = {}
+            for worker in self.workers:
+                least = least_priority(worker.ring.used_ratio, frame.sequence)
+                waiting.setdefault(_output(worker, least), []).append(worker)
         while waiting:
-            output, workers = waiting.popitem()
+            waiting = self._hand_out(waiting, frame, serialize)
+
+    def _hand_out(
+        self,
+        outputs: Mapping[Output, Sequence[SinkWorker]],
+        frame: Frame,
+        serialize: Callable[[Output, Sequence[str]], Payload],
+    ) -> dict[Output, list[SinkWorker]]:
+        """Pushes each output to its sinks; returns those that want a smaller one."""
+        smaller: dict[Output, list[SinkWorker]] = {}
+        for output, workers in outputs.items():
             left_out = self._left_out(output, frame.tables) if output.least else ()
             payload = serialize(output, left_out)
             for worker in workers:
                 if _should_be_smaller(worker, output, payload):
-                    smaller = output._replace(least=Priority(output.least + 1))
-                    waiting.setdefault(smaller, []).append(worker)
+                    lesser = output._replace(least=Priority(output.least + 1))
+                    smaller.setdefault(lesser, []).append(worker)
                 else:
                     worker.push(payload, frame, bool(left_out))
+        return smaller
 
     def _left_out(self, output: Output, tables: Iterable[str]) -> list[str]:
         """The wanted tables of a frame whose priority is too low."""
@@ -146,6 +162,10 @@ class Exporter:
     def _on_closed(self) -> None:
         self.reader_gone.set()
         self._wake()
+
+
+def _output(worker: SinkWorker, least: Priority) -> Output:
+    return Output(worker.settings.format, worker.settings.tables, least)
 
 
 def _should_be_smaller(worker: SinkWorker, output: Output, payload: Payload) -> bool:

@@ -32,5 +32,5 @@ class LatencyHistogram:
         total = int(cumulative[-1])
         if not total:
             return [float("nan")] * len(quantiles)
-        places = np.searchsorted(cumulative, [quantile * total for quantile in quantiles])
-        return [(int(place) % 8 + 9) * 2.0 ** (int(place) // 8 - 3) / 1e9 for place in places]
+        places = [int(cumulative.searchsorted(quantile * total)) for quantile in quantiles]
+        return [(place % 8 + 9) * 2.0 ** (place // 8 - 3) / 1e9 for place in places]

@@ -41,7 +41,7 @@ class Restraint:
         self._memory = ProcessMemory()
         self._file_bytes = sum(sink.settings.buffer.size for sink in sinks if sink.settings.buffer.path)
         self._looked_ns = 0
-        self._history: deque[tuple[int, int, list[tuple[int, dict[Drop, int]]]]] = deque(maxlen=_LOOKS)
+        self._history: deque[tuple[int, int, list[tuple[int, list[int]]]]] = deque(maxlen=_LOOKS)
         self._cause = ""
         self._losing: set[str] = set()  # sinks in an episode of drops, which is logged once
         self._look()
@@ -73,7 +73,7 @@ class Restraint:
         frames, cpu, counts = self._history[-1]
         drop_ratios = [0.0]
         for sink, (came, drops), (came_before, drops_before) in zip(self._sinks, counts, counts_before, strict=True):
-            lost = {reason.value: count - drops_before[reason] for reason, count in drops.items()}
+            lost = {reason.word: drops[reason] - drops_before[reason] for reason in Drop}
             drop_ratios.append(sum(lost.values()) / max(came - came_before, 1))
             self._tell(sink, lost)
         interval_ns = self._settings.interval.ns

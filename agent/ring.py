@@ -30,7 +30,7 @@ from agent.ring_records import (
     ALIGN,
     CHECKSUM,
     FIELDS,
-    HEADER,
+    HEADER_BYTES,
     MARK,
     NUMBER_MASK,
     Header,
@@ -40,11 +40,12 @@ from agent.ring_records import (
     checksum,
     header_at,
     need,
+    sizes_at,
 )
 
 MIN_BYTES = 256
 NO_INSTANCE = bytes(16)
-_NO_CHECKSUM = bytes(CHECKSUM.size)
+_UNCHECKED = MARK + bytes(CHECKSUM.size)
 
 
 class Ring:
@@ -59,7 +60,7 @@ class Ring:
     Attributes:
         pushed, taken: records since the start; held ones are `len(ring)`.
         recovered: records that the file held, those included that were damaged.
-        drops: records given up, by reason.
+        drops: records given up, by reason: `drops[Drop.FULL]`.
         held_bytes: of the payloads held.
     """
 
@@ -93,11 +94,11 @@ class Ring:
         self.pushed = 0
         self.taken = 0
         self.recovered = state.records
-        self.drops = dict.fromkeys(Drop, 0)
+        self.drops = [0] * len(Drop)
         place = self._tail
         for _ in range(self._headers):
             place = 0 if place == self._end else place
-            length = header_at(self._block, place).length
+            length, _ = sizes_at(self._block, place)
             self.held_bytes += length
             place += need(length)
 
@@ -115,7 +116,7 @@ class Ring:
     @property
     def dropped(self) -> int:
         """Records given up, for all reasons."""
-        return sum(self.drops.values())
+        return sum(self.drops)
 
     @property
     def used_ratio(self) -> float:
@@ -148,9 +149,9 @@ class Ring:
         Returns:
             False if it was dropped: it doesn't fit, or the ring is closed.
         """
+        room = need(len(payload))
         with self._lock:
             self.pushed += records
-            room = need(len(payload))
             if self._closed or room > self.size:
                 self.drops[Drop.SHUTDOWN if self._closed else Drop.FULL] += records
                 return False
@@ -168,9 +169,9 @@ class Ring:
         np.frombuffer(self._block, dtype=np.uint8)[:: mmap.PAGESIZE].sum()
 
     def has_room(self, length: int) -> bool:
-        """Whether a payload of this length would fit without dropping any."""
+        """Whether a payload of this length, which is pushed next, would fit without dropping any."""
         with self._lock:
-            return self._place_for(need(length)) is not None
+            return not self._closed and self._fits(need(length))
 
     def recover(self, header: Header, payload: Payload) -> None:
         """Pushes a record that another ring's file held, as it was."""
@@ -225,7 +226,7 @@ class Ring:
                     break
                 if len(into) < size + length:
                     into.extend(bytes(size + length - len(into)))
-                start = place + HEADER.size
+                start = place + HEADER_BYTES
                 into[size : size + length] = self._block[start : start + length]
                 own = header.instance == self._instance
                 claimed.append(Record(length, header.records, header.sequence, self._own_stamp_ns(header), own))
@@ -311,43 +312,42 @@ class Ring:
         self, payload: Payload, room: int, records: int, sequence: int, stamp_ns: int, unix_ns: int, instance: bytes
     ) -> None:
         """Writes a record at the head, where there is room; it is there once its state is published."""
-        head, length = self._head, len(payload)
+        head, length, block, file = self._head, len(payload), self._block, self._file
         fields = FIELDS.pack(length, records, self._number, sequence, stamp_ns, unix_ns, instance)
-        check = _NO_CHECKSUM if self._file is None else CHECKSUM.pack(checksum(fields, payload))
-        start = head + HEADER.size
-        self._block[head:start] = MARK + check + fields
-        self._block[start : start + length] = payload
+        start = head + HEADER_BYTES
+        if file is None:
+            block[head:start] = _UNCHECKED + fields
+        else:
+            block[head:start] = MARK + CHECKSUM.pack(checksum(fields, payload)) + fields
+        block[start : start + length] = payload
         self._head = head + room
         self._used += room
         self._headers += 1
         self._records += records
         self._number = (self._number + 1) & NUMBER_MASK
         self.held_bytes += length
-        self._publish()
+        if file is not None:
+            self._publish()
 
     def _publish(self) -> None:
+        """Makes the present state the one that the next process finds, where there will be one."""
         if self._file is not None:
             self._file.publish(
                 self._head, self._tail, self._end, self._used, self._headers, self._records, self._number
             )
 
-    def _place_for(self, room: int) -> int | None:
-        """Where `room` bytes are free: at the head, or at the block's start; None where nowhere."""
-        if self._head < self._tail or self._used == self.size:
-            return self._head if self._tail - self._head >= room else None
-        if self.size - self._head >= room:  # free: behind head, and before tail
-            return self._head
-        return 0 if self._tail >= room else None
-
     def _fits(self, room: int) -> bool:
-        """Whether `room` bytes are free; the head is where they are then."""
-        place = self._place_for(room)
-        if place is None:
+        """Whether `room` bytes are free behind the newest record; the head is where they are then."""
+        head, tail = self._head, self._tail
+        if head < tail or self._used == self.size:
+            return tail - head >= room
+        if self.size - head >= room:  # free: behind head, and before tail
+            return True
+        if tail < room:
             return False
-        if place != self._head:
-            self._used += self.size - self._head
-            self._end = self._head
-            self._head = 0
+        self._used += self.size - head
+        self._end = head
+        self._head = 0
         return True
 
     def _make_room(self, room: int, records: int) -> bool:
@@ -360,19 +360,21 @@ class Ring:
             if not self._takes_next:
                 self.drops[Drop.SAMPLED] += records
                 return False
+        self._drop_oldest(Drop.FULL)
         while not self._fits(room):
             self._drop_oldest(Drop.FULL)
-        self._publish()  # before the records that are gone are written over
+        if self._file is not None:
+            self._publish()  # before the records that are gone are written over
         return True
 
     def _drop_oldest(self, reason: Drop) -> None:
-        header = header_at(self._block, self._tail)
-        self._remove(header.length, header.records)
+        length, records = sizes_at(self._block, self._tail)
+        self._remove(length, records)
         if self._in_doubt < len(self._claimed):
             self._in_doubt += 1
         else:
-            self.held_bytes -= header.length
-            self.drops[reason] += header.records
+            self.held_bytes -= length
+            self.drops[reason] += records
 
     def _remove(self, length: int, records: int) -> None:
         """Moves the tail past a record; at the end it goes on at the start, and an empty ring starts anew."""

@@ -28,8 +28,12 @@ FIELDS = struct.Struct("<IIIQQQ16s")  # the header behind its checksum
 CHECKSUM = struct.Struct("<I")
 MARK = b"\xffrec"
 ALIGN = 8
+_PADDING = ALIGN - 1
 NUMBER_MASK = 0xFFFF_FFFF
 
+HEADER_BYTES = HEADER.size
+_SIZES = struct.Struct("<II")
+_SIZES_AT = 8
 _FIELDS_AT = HEADER.size - FIELDS.size
 _SEARCHED_BYTES = 1 << 16
 
@@ -89,8 +93,7 @@ class State(NamedTuple):
 
 def need(length: int) -> int:
     """Bytes of the block that a payload of this length occupies."""
-    size = HEADER.size + length
-    return size + -size % ALIGN
+    return (HEADER_BYTES + length + _PADDING) & ~_PADDING
 
 
 def checksum(fields: Payload, payload: Payload) -> int:
@@ -101,6 +104,11 @@ def checksum(fields: Payload, payload: Payload) -> int:
 def header_at(block: memoryview, place: int) -> Header:
     """The header at an offset, whatever it holds."""
     return Header._make(HEADER.unpack_from(block, place))
+
+
+def sizes_at(block: memoryview, place: int) -> tuple[int, int]:
+    """The length and the records of the header at an offset."""
+    return _SIZES.unpack_from(block, place + _SIZES_AT)
 
 
 def whole_at(block: memoryview, place: int) -> Header | None:

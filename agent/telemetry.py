@@ -162,7 +162,7 @@ class AgentProbe:
                     worker.retries,
                     ring.recovered,
                     worker.thinned_frames,
-                    *ring.drops.values(),
+                    *ring.drops,
                 ),
             )
             table.put_gauges(

@@ -190,7 +190,7 @@ def test_a_column_for_each_reason_of_a_drop(setup: Setup) -> None:
     for count, reason in enumerate(Drop, 1):
         ring.drops[reason] = count
     good = setup.sinks()["good"]
-    assert [good[f"dropped_{reason}_frames_total"] for reason in Drop] == [1, 2, 3, 4, 5, 6]
+    assert [good[f"dropped_{reason.word}_frames_total"] for reason in Drop] == [1, 2, 3, 4, 5, 6]
     assert good["dropped_frames_total"] == 21
     assert setup.sinks()["bad"]["dropped_frames_total"] == 0
 

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from agent import config  # noqa: E402
 from agent.assembly import Agent  # noqa: E402
+from agent.delivery import Drop  # noqa: E402
 from agent.logs import Log  # noqa: E402
 from probes import netlink  # noqa: E402
 from probes.socket_tallies import UDP_UNCONNECTED  # noqa: E402
@@ -66,7 +67,7 @@ class RawReader:
         for fd in self._fds:
             os.preadv(fd, self._views, 0)
         for mount in self._mounts:
-            os.statvfs(mount)
+            os.stat(mount), os.statvfs(mount)
         for request in self._requests:
             self._netlink.send(request)
             done = False
@@ -172,7 +173,7 @@ def main() -> None:
         },
         rounds=15,
         repeats=40,
-        tidy=lambda: worker.ring.drop_held(),
+        tidy=lambda: worker.ring.drop_held(Drop.FULL),
     )
     for name, (elapsed, cpu) in figures.items():
         print(f"{name:8} {elapsed:8.1f} µs  {cpu:8.1f} µs of CPU")
