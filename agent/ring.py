@@ -21,6 +21,7 @@ from __future__ import annotations
 import mmap
 import threading
 import time
+from zlib import crc32
 
 import numpy as np
 
@@ -37,7 +38,6 @@ from agent.ring_records import (
     Payload,
     Record,
     State,
-    checksum,
     header_at,
     need,
     sizes_at,
@@ -78,6 +78,7 @@ class Ring:
         # emptied starts anew at its beginning, so a healthy sink's ring stays small in memory.
         self._block = memoryview(mmap.mmap(-1, self.size)) if file is None else file.block
         self._file = file
+        self._is_flushed = file is not None and file.is_flushed_each_push
         self._instance = instance
         self._clocks_apart_ns = time.time_ns() - time.monotonic_ns()  # for stamps of other processes
         self._lock = threading.Lock()
@@ -158,7 +159,7 @@ class Ring:
             if not self._fits(room) and not self._make_room(room, records):
                 return False
             self._append(payload, room, records, sequence, stamp_ns, time_unix_ns, self._instance)
-            if self._file is not None and self._file.is_flushed_each_push:
+            if self._is_flushed and self._file is not None:
                 self._file.flush()
             if self._wanted and (self._headers >= self._wanted or self.held_bytes >= self._wanted_bytes):
                 self._filled.notify()
@@ -318,7 +319,7 @@ class Ring:
         if file is None:
             block[head:start] = _UNCHECKED + fields
         else:
-            block[head:start] = MARK + CHECKSUM.pack(checksum(fields, payload)) + fields
+            block[head:start] = MARK + CHECKSUM.pack(crc32(payload, crc32(fields))) + fields
         block[start : start + length] = payload
         self._head = head + room
         self._used += room
@@ -327,7 +328,7 @@ class Ring:
         self._number = (self._number + 1) & NUMBER_MASK
         self.held_bytes += length
         if file is not None:
-            self._publish()
+            file.publish(self._head, self._tail, self._end, self._used, self._headers, self._records, self._number)
 
     def _publish(self) -> None:
         """Makes the present state the one that the next process finds, where there will be one."""

@@ -22,9 +22,9 @@ import stat
 import struct
 import threading
 import time
-import zlib
 from contextlib import suppress
 from enum import StrEnum
+from zlib import crc32
 
 from agent.errors import UsageError
 from agent.ring_records import ALIGN, CHECKSUM, State
@@ -80,7 +80,7 @@ class RingFile:
         self.is_flushed_each_push = sync is Sync.ALWAYS
         self._sync = sync
         self._stop = threading.Event()
-        self._unsynced = False
+        self._generation = self._flushed = 0  # of the state, and of that which the disk has
         self.is_new = False
         self._fd = locked(path)
         try:
@@ -104,6 +104,7 @@ class RingFile:
         whole.release()
         try:
             self._generation, self.state = read_state(self.page, size, path)
+            self._flushed = self._generation
         except DamagedError:
             self.close()
             raise
@@ -115,18 +116,17 @@ class RingFile:
         """Makes a `State` the one that the next process finds."""
         self._generation = generation = self._generation + 1
         slot = _SLOT.pack(generation, head, tail, end, used, headers, records, number)
-        self._slots[generation & 1][:] = slot + zlib.crc32(slot).to_bytes(CHECKSUM.size, "little")
-        self._unsynced = True
+        self._slots[generation & 1][:] = slot + CHECKSUM.pack(crc32(slot))
 
     def flush(self) -> None:
         """Waits until the disk has what was stored; one that fails is no reason to lose frames in memory."""
-        self._unsynced = False
+        self._flushed = self._generation
         with suppress(OSError):
             os.fdatasync(self._fd)
 
     def _sync_often(self) -> None:
         while not self._stop.wait(_SYNC_SECONDS):
-            if self._unsynced:
+            if self._flushed != self._generation:
                 self.flush()
 
     def replace(self, path: str) -> None:
@@ -143,7 +143,7 @@ class RingFile:
     def close(self) -> None:
         """Gives the memory back, and lets another process have the file."""
         self._stop.set()
-        if self._unsynced and self._sync is not Sync.NEVER:
+        if self._flushed != self._generation and self._sync is not Sync.NEVER:
             self.flush()
         for view in (self.page, self.block, *self._slots):
             view.release()
@@ -203,7 +203,7 @@ def latest_state(page: memoryview) -> tuple[int, State] | None:
 
 
 def _checked(content: bytes) -> bytes:
-    return content + CHECKSUM.pack(zlib.crc32(content))
+    return content + CHECKSUM.pack(crc32(content))
 
 
 def _is_checked(content: memoryview) -> bool:

@@ -9,9 +9,8 @@ them in files. Each has a http and a tcp sink to one receiver, a process of its 
 (SIGKILL), and started again; and a sink to a file, whose lines are the agent's own figures meanwhile.
 
 Memory is measured from outside, in /proc/PID/smaps: what is resident, what of that are the rings'
-pages (which are taken when frames first fill them), and the rest; before the outage, once the
-breakers are open, at its end, and after all is delivered. The first line of a log takes memory of its own, as
-structlog is imported for it: HOSTPROBE__LOG__LEVEL=debug has it logged at the start.
+pages, and the rest; before the outage, once the breakers are open, at its end, and after all is delivered. The rings
+have `populate = true`: without it their pages are taken when frames first fill them.
 """
 
 from __future__ import annotations
@@ -57,12 +56,14 @@ type = "http"
 url = "http://127.0.0.1:{http_port}/"
 [sinks.http.buffer]
 size = "{ring}"
+populate = true
 {http_buffer}
 [sinks.tcp]
 type = "tcp"
 address = "127.0.0.1:{tcp_port}"
 [sinks.tcp.buffer]
 size = "{ring}"
+populate = true
 {tcp_buffer}
 [sinks.watch]
 type = "file"
