@@ -240,17 +240,20 @@ def _check_probes(layers: list[Layer], sections: Tree, agent: AgentSettings) -> 
 
 def _check_sinks(layers: list[Layer], sections: Tree) -> dict[str, SinkSettings]:
     sinks: dict[str, SinkSettings] = {}
+    files: set[str] = set()
     for name, section in sections.items():
         kind = section.get("type", "stdout")
         sink = discovery.load("sinks", kind) if isinstance(kind, str) else None
         if sink is None:
             raise error_at(layers, ("sinks", name, "type"), kind, one_of(discovery.names("sinks"), kind))
         settings: SinkSettings = _convert(layers, section, sink.Settings, ("sinks", name))
-        for key, kept in ((("buffer", "path"), _buffer_path), (("path",), _own_path)):
-            if kept(settings) and kept(settings) in map(kept, sinks.values()):
-                raise error_at(layers, ("sinks", name, *key), kept(settings), "a file that no other sink has")
-        if settings.enabled:
-            sinks[name] = settings
+        if not settings.enabled:
+            continue
+        for key, path in _files(settings).items():
+            if os.path.realpath(path) in files:
+                raise error_at(layers, ("sinks", name, *key), path, "a file that nothing else is written to")
+            files.add(os.path.realpath(path))
+        sinks[name] = settings
     if not sinks:
         raise UsageError(
             f"{where(layers, ('sinks',))}sinks: none is enabled", "at least one enabled sink, such as [sinks.main]"
@@ -258,13 +261,14 @@ def _check_sinks(layers: list[Layer], sections: Tree) -> dict[str, SinkSettings]
     return sinks
 
 
-def _buffer_path(settings: SinkSettings) -> str:
-    return settings.buffer.path
-
-
-def _own_path(settings: SinkSettings) -> str:
-    """Where a sink of type file writes: two that rotate the same file would take away each other's."""
-    return str(getattr(settings, "path", "")) if settings.type == "file" else ""
+def _files(settings: SinkSettings) -> dict[tuple[str, ...], str]:
+    """The files that a sink writes to, by their keys: two that rotate the same one would take away each other's."""
+    files: dict[tuple[str, ...], str] = {}
+    if settings.buffer.path:
+        files["buffer", "path"] = settings.buffer.path
+    if settings.type == "file":
+        files[("path",)] = str(getattr(settings, "path", ""))
+    return files
 
 
 def _check_tables(
@@ -295,15 +299,23 @@ def _explain(text: str, section: Any, kind: Any) -> tuple[tuple[str, ...], Any, 
     assert found is not None
     message, place = found[1], found[2] or ""
     path: tuple[str, ...] = ()
+    may_be_secret, is_free = _has_secret(kind), False
     for key in re.findall(r"\.\.\.|[^.\[\]]+", place):
         if key == "...":  # in a table of free keys msgspec doesn't say which one
             kind = get_args(kind)[-1]
             key = next((name for name, item in section.items() if not _fits(item, kind)), key)
         else:
-            kind = get_type_hints(kind).get(key) if _is_struct(kind) else next(iter(get_args(kind)), None)
+            kind = (
+                get_type_hints(kind, include_extras=True).get(key)
+                if _is_struct(kind)
+                else next(iter(get_args(kind)), None)
+            )
         kind = _without_none(kind)
+        is_free |= get_origin(kind) is dict
         section = section[int(key)] if isinstance(section, list) else section.get(key)
         path += (key,)
+    if may_be_secret and is_free:  # a header's value, say
+        section = None
     for pattern, expected in (
         (r"(\w+)(?: = [^:]*)?: (?:expected )?(.*)", lambda match: match[2]),  # from a section's __post_init__
         (r"Object contains unknown field `(.*)`", lambda match: one_of(kind.__struct_fields__, match[1])),
@@ -311,14 +323,14 @@ def _explain(text: str, section: Any, kind: Any) -> tuple[tuple[str, ...], Any, 
     ):
         if match := re.fullmatch(pattern, message, re.DOTALL):
             value = section.get(match[1])
-            may_be_secret = _has_secret(kind) and match[1] not in kind.__struct_fields__
-            return (*path, match[1]), None if may_be_secret else value, expected(match)
-    if _has_secret(kind):
-        return path, None, "a table"
+            hint = get_type_hints(kind).get(match[1])
+            hidden = _has_secret(kind) and (hint is None or get_origin(hint) is dict)
+            return (*path, match[1]), None if hidden else value, expected(match)
+    if _is_struct(kind):
+        return path, None if _has_secret(kind) else section, "a table"
     choices = _choices(kind)
     if choices:
-        number = "a whole number, or " if _takes_number(kind) else ""
-        return path, section, number + one_of(choices, section)
+        return path, section, _number_or(kind) + one_of(choices, section)
     message = re.sub(r"^Expected (.*?)(, got .*)?$", r"\1", message)
     return path, section, re.sub(r"`(\w+)`", lambda match: _WORDS.get(match[1], match[1]), message)
 
@@ -364,9 +376,13 @@ def _has_secret(kind: Any) -> bool:
     return kind is SecretSettings or any(_has_secret(_without_none(hint)) for hint in get_type_hints(kind).values())
 
 
-def _takes_number(kind: Any) -> bool:
-    nested = get_origin(kind) in (Union, UnionType, Annotated)
-    return kind is int or (nested and any(map(_takes_number, get_args(kind))))
+def _number_or(kind: Any) -> str:
+    """What else than one of its choices a setting takes: "", or a whole number in its range."""
+    for part in get_args(kind) if get_origin(kind) in (Union, UnionType) else ():
+        if get_origin(part) is Annotated and get_args(part)[0] is int:
+            meta = get_args(part)[1]
+            return f"a whole number from {meta.ge} to {meta.le}, or "
+    return ""
 
 
 def _choices(kind: Any) -> list[str]:

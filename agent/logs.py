@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+_QUIET_SECONDS = 60.0
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -52,6 +53,31 @@ class Log:
                 else:
                     line = msgspec.json.encode({**fields, "event": event, "level": LEVELS[level]}, enc_hook=str)
                     print(line.decode(), file=sys.stderr, flush=True)
+
+
+class Episode:
+    """Trouble that is told when it begins and when it ends, and at most once a minute where it comes and goes."""
+
+    __slots__ = ("_is_on", "_is_told", "_told_seconds")
+
+    def __init__(self) -> None:
+        self._is_on = self._is_told = False
+        self._told_seconds = -_QUIET_SECONDS
+
+    def begins(self, now_seconds: float) -> bool:
+        """Trouble: whether to tell it."""
+        if not self._is_on:
+            self._is_on = True
+            self._is_told = now_seconds - self._told_seconds >= _QUIET_SECONDS
+            if self._is_told:
+                self._told_seconds = now_seconds
+                return True
+        return False
+
+    def ends(self) -> bool:
+        """No trouble: whether to tell it, as its beginning was told."""
+        tells, self._is_on, self._is_told = self._is_told, False, False
+        return tells
 
 
 def _structlog(format: str) -> Any:

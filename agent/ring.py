@@ -18,15 +18,13 @@ Always: pushed + recovered = taken + held + dropped.
 
 from __future__ import annotations
 
-import mmap
 import threading
 import time
 from zlib import crc32
 
-import numpy as np
-
 from agent.delivery import Drop, WhenFull
 from agent.ring_file import RingFile
+from agent.ring_memory import anonymous, populate
 from agent.ring_records import (
     ALIGN,
     CHECKSUM,
@@ -74,9 +72,7 @@ class Ring:
         assert size >= MIN_BYTES, f"a ring of {size} bytes holds nothing"
         self.size = size - size % ALIGN
         self.when_full = when_full
-        # Pages of an anonymous mapping take memory when they are first written. A ring that is
-        # emptied starts anew at its beginning, so a healthy sink's ring stays small in memory.
-        self._block = memoryview(mmap.mmap(-1, self.size)) if file is None else file.block
+        self._block = memoryview(anonymous(self.size)) if file is None else file.block
         self._file = file
         self._is_flushed = file is not None and file.is_flushed_each_push
         self._instance = instance
@@ -167,7 +163,7 @@ class Ring:
 
     def populate(self) -> None:
         """Takes all of the block's memory now, and not as it fills up."""
-        np.frombuffer(self._block, dtype=np.uint8)[:: mmap.PAGESIZE].sum()
+        populate(self._block, is_file=self._file is not None)
 
     def has_room(self, length: int) -> bool:
         """Whether a payload of this length, which is pushed next, would fit without dropping any."""

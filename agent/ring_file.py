@@ -69,7 +69,8 @@ class RingFile:
         is_flushed_each_push: whether every record must be on the disk before its push is done.
 
     Raises:
-        DamagedError: there is a file that is no ring of this size, or whose head is damaged; it is untouched.
+        DamagedError: there is a file that is no ring of this size, or whose head is damaged; it is
+            untouched, but for who has it open.
         UsageError: it can't be made or mapped, or another process has it.
     """
 
@@ -108,7 +109,6 @@ class RingFile:
         except DamagedError:
             self.close()
             raise
-        self.page[_PID_AT : _PID_AT + _PID.size] = _PID.pack(os.getpid())
         if sync is Sync.INTERVAL:
             threading.Thread(target=self._sync_often, name=f"sync {path}", daemon=True).start()
 
@@ -194,12 +194,20 @@ def block_bytes(page: memoryview) -> int:
 
 def latest_state(page: memoryview) -> tuple[int, State] | None:
     """The generation and the state of the newest whole slot, whatever is wrong with the head."""
-    slots = [page[place : place + _SLOT_BYTES] for place in _SLOTS_AT]
-    whole = [_SLOT.unpack_from(slot) for slot in slots if _is_checked(slot)]
+    whole = [_SLOT.unpack_from(slot) for slot in _slots(page) if _is_checked(slot)]
     if not whole:
         return None
     generation, *numbers = max(whole)
     return generation, State._make(numbers)
+
+
+def has_torn_slot(page: memoryview) -> bool:
+    """Whether a slot was written and is not whole: damaged since, or its store was cut short."""
+    return any(any(slot) and not _is_checked(slot) for slot in _slots(page))
+
+
+def _slots(page: memoryview) -> list[memoryview]:
+    return [page[place : place + _SLOT_BYTES] for place in _SLOTS_AT]
 
 
 def _checked(content: bytes) -> bytes:
@@ -225,7 +233,10 @@ def set_aside_name(path: str) -> str:
 
 
 def locked(path: str) -> int:
-    """A descriptor of the file, made where it is absent, that no other process has locked."""
+    """A descriptor of the file, made where it is absent, that no other process has locked.
+
+    A ring says from then on that it is this process's: what comes next, a salvage, may take long.
+    """
     while True:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -237,6 +248,7 @@ def locked(path: str) -> int:
             if fcntl is not None:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), os.stat(path)):
+                _sign(fd)
                 return fd
         except FileNotFoundError:
             pass  # renamed or removed since it was opened
@@ -254,6 +266,12 @@ def locked(path: str) -> int:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _sign(fd: int) -> None:
+    with suppress(OSError):  # whoever is refused is told a wrong number, and that is all
+        if is_ring(os.pread(fd, PAGE_BYTES, 0)):
+            os.pwrite(fd, _PID.pack(os.getpid()), _PID_AT)
 
 
 def _is_unused(fd: int) -> bool:
@@ -279,5 +297,5 @@ def _make(fd: int, path: str, size: int) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UsageError(f"{path}: {error.strerror}", f"a disk with {PAGE_BYTES + size} bytes of space") from None
         raise
-    head = _checked(_HEAD.pack(_MAGIC, VERSION, PAGE_BYTES, size))
+    head = _checked(_HEAD.pack(_MAGIC, VERSION, PAGE_BYTES, size)).ljust(_PID_AT, b"\0") + _PID.pack(os.getpid())
     os.pwrite(fd, head.ljust(_SLOTS_AT[0], b"\0") + _checked(_SLOT.pack(2, *State(end=size))), 0)

@@ -147,7 +147,7 @@ def survivors(block: memoryview, state: State | None) -> Iterator[Found]:
     Where the state is known, those that it holds; else also what an earlier round left behind.
     """
     first, headers = (state.number - state.headers, state.headers) if state else (0, NUMBER_MASK + 1)
-    found = array("Q")  # 8 bytes each: how far behind the first one, and where
+    behinds, places = array("I"), array("Q")  # 12 bytes each: how far behind the first one, and where
     place = 0
     while place < len(block):
         header = whole_at(block, place)
@@ -156,13 +156,12 @@ def survivors(block: memoryview, state: State | None) -> Iterator[Found]:
             continue
         behind = (header.number - first) & NUMBER_MASK
         if behind < headers:
-            found.append(behind << 32 | place // ALIGN)
+            behinds.append(behind)
+            places.append(place)
         place += need(header.length)
-    keys = np.sort(np.asarray(found))
-    _, firsts = np.unique(keys >> 32, return_index=True)  # each number once
-    for key in keys[firsts]:
-        place = (int(key) & 0xFFFF_FFFF) * ALIGN
-        yield Found(place, header_at(block, place))
+    _, firsts = np.unique(np.asarray(behinds), return_index=True)  # in order, each number once
+    for index in firsts:
+        yield Found(places[index], header_at(block, places[index]))
 
 
 def _next_mark(block: memoryview, place: int) -> int:

@@ -7,10 +7,11 @@ point leaves the old file in its place, or the new one.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from agent.delivery import WhenFull
@@ -21,12 +22,26 @@ from agent.ring_file import (
     DamagedError,
     RingFile,
     Sync,
+    has_torn_slot,
     is_ring,
     latest_state,
     locked,
     set_aside_name,
 )
-from agent.ring_records import ALIGN, HEADER, NO_HEADER, NUMBER_MASK, Found, State, need, survivors, walk
+from agent.ring_records import (
+    ALIGN,
+    HEADER,
+    NO_HEADER,
+    NUMBER_MASK,
+    Found,
+    State,
+    need,
+    survivors,
+    walk,
+    whole_at,
+)
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # by file systems that have none
 
 
 @dataclass
@@ -51,29 +66,62 @@ def open_ring(
     """The ring of a file, with every whole record that it holds.
 
     Args:
+        path: where it stands, or a symbolic link to it, which stays.
         size: bytes of the block, rounded down to a multiple of eight.
 
     Raises:
         UsageError: the file can't be made, or another process has it.
     """
+    path = os.path.realpath(path)
     size -= size % ALIGN
     try:
         file = RingFile(path, size, sync)
     except DamagedError as reason:
         return _salvaged(path, size, when_full, sync, instance, str(reason))
-    whole = _whole(file.block, file.state)
-    if whole.headers == file.state.headers:
-        return Opened(Ring(size, when_full, file, instance))
-    if sum(1 for _ in survivors(file.block, file.state)) > whole.headers:
+    state = with_newest(file.page, file.block, file.state)
+    whole = _whole(file.block, state)
+    if whole.headers == state.headers:
+        notices = []
+        if state != file.state:
+            file.state = state
+            file.publish(*state)
+            notices = [f"{path}: the state with its newest record was torn; that record is whole and is kept"]
+        return Opened(Ring(size, when_full, file, instance), notices)
+    if sum(1 for _ in survivors(file.block, state)) > whole.headers:
         file.close()
         return _salvaged(path, size, when_full, sync, instance, f"{path}: damaged between whole records")
-    lost = file.state.records - whole.records
+    lost = state.records - whole.records
     file.state = whole
     file.publish(*file.state)
     opened = Opened(Ring(size, when_full, file, instance))
     opened.ring.recover_damaged(lost)
     opened.notices.append(f"{path}: its newest {lost} records were torn and are dropped")
     return opened
+
+
+def with_newest(page: memoryview, block: memoryview, state: State) -> State:
+    """The state with the record that was pushed after it, where the slot that told of that one is torn.
+
+    No other record ever had its number, so one that lies whole where a push would have put it was pushed.
+    """
+    if not has_torn_slot(page):
+        return state
+    for place in (state.head, 0):
+        header = whole_at(block, place)
+        if header is None or header.number != state.number:
+            continue
+        end, skipped = (state.end, 0) if place == state.head else (state.head, len(block) - state.head)
+        room = need(header.length)
+        return State(
+            head=place + room,
+            tail=state.tail,
+            end=end,
+            used=state.used + skipped + room,
+            headers=state.headers + 1,
+            records=state.records + header.records,
+            number=(state.number + 1) & NUMBER_MASK,
+        )
+    return state
 
 
 def _whole(block: memoryview, state: State) -> State:
@@ -97,17 +145,18 @@ def _salvaged(path: str, size: int, when_full: WhenFull, sync: Sync, instance: b
     lock = locked(path)
     try:
         fresh = f"{path}.new"
-        with suppress(FileNotFoundError):  # of an attempt that was killed
+        rest = locked(fresh)  # of an attempt that was killed, if it isn't a ring that somebody has named so
+        try:
             os.unlink(fresh)
+        finally:
+            os.close(rest)
         file = RingFile(fresh, size, sync)
         try:
             ring = Ring(size, when_full, file, instance)
             with mapped(lock) as whole:
                 lost = _recover(ring, whole)
             file.flush()
-            aside = set_aside_name(path)
-            os.link(path, aside)
-            file.replace(path)
+            aside = _set_aside(path, file)
         except Exception:
             file.close()
             os.unlink(fresh)
@@ -118,6 +167,26 @@ def _salvaged(path: str, size: int, when_full: WhenFull, sync: Sync, instance: b
         os.close(lock)
     kept = f"{len(ring)} records kept" + (f", {lost} lost" if lost else "")
     return Opened(ring, [f"{reason}; set aside as {aside}, {kept}"])
+
+
+def _set_aside(path: str, fresh: RingFile) -> str:
+    """Gives a file another name, and its own to a new ring; returns the other one.
+
+    Where a file can't have two names, a kill between the two renames leaves none at `path`.
+    """
+    aside = set_aside_name(path)
+    try:
+        os.link(path, aside)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.rename(path, aside)
+    try:
+        fresh.replace(path)
+    except OSError:
+        os.rename(aside, path)  # does nothing where both are names of it
+        raise
+    return aside
 
 
 @contextmanager
@@ -135,7 +204,7 @@ def _recover(ring: Ring, whole: memoryview) -> int:
     page, block = whole[:PAGE_BYTES], whole[PAGE_BYTES:]
     with page, block:
         latest = latest_state(page)
-        state = latest[1] if latest else None
+        state = with_newest(page, block, latest[1]) if latest else None
         kept = 0
         for place, header in survivors(block, state):
             with block[place + HEADER.size : place + HEADER.size + header.length] as payload:

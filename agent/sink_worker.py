@@ -18,7 +18,7 @@ from agent.delivery import Breaker, Circuit, Drop, batch_records, pause_seconds
 from agent.errors import RejectedError, SinkClosedError, SinkError, UsageError
 from agent.frame import Frame
 from agent.latency import LatencyHistogram
-from agent.logs import Log
+from agent.logs import Episode, Log
 from agent.pool import BUFFER_START_BYTES
 from agent.ring import NO_INSTANCE, Ring
 from agent.ring_records import Payload, Record
@@ -90,7 +90,8 @@ class SinkWorker:
         self._timed_every = timed_every
         self._clock_ns = clock_ns
         self._batch = config.settings.batch.min
-        self._refusing = False  # an episode of rejections, which is logged once
+        self._failing = Episode()
+        self._refusing = Episode()
         self._alone = False  # after a rejection: each payload of the batch goes alone
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -132,8 +133,7 @@ class SinkWorker:
             what = f"{self._place}.buffer.size = {buffer.size}: {error.strerror}"
             raise UsageError(what, "buffers that this host has memory for") from None
         self._open_sink()
-        for notice in getattr(self._sink, "notices", ()):
-            self._log.warning("sink says", sink=self.name, reason=notice)
+        self._tell_notices()
 
     def check(self) -> None:
         """Finds out whether ring and sink could start; a buffer's file, which may be in use, stays untouched.
@@ -144,8 +144,17 @@ class SinkWorker:
         path = self.settings.buffer.path
         if path and not os.path.isdir(os.path.dirname(path) or "."):
             raise UsageError(f"{self._place}.buffer.path: {path}: its directory is absent", "a directory to write in")
+        if path and os.path.exists(path) and not os.path.isfile(path):
+            raise UsageError(f"{self._place}.buffer.path: {path}: is no regular file", "a file for a ring")
         self._open_sink()
+        self._tell_notices()
         self._sink.close()
+
+    def _tell_notices(self) -> None:
+        """Logs what the sink has to say, each once."""
+        notices = getattr(self._sink, "notices", [])
+        while notices:
+            self._log.warning("sink says", sink=self.name, reason=notices.pop(0))
 
     def _open_sink(self) -> None:
         try:
@@ -245,13 +254,18 @@ class SinkWorker:
             return len(batch), None
         except SinkError as error:
             _free_frames(error)
+            self._tell_notices()
             settled = self._settle(batch[: error.delivered])
             return settled, self._count_failure(str(error), began, error.retry_after_seconds or 0.0)
         except Exception as error:  # a defect in a sink must not end its thread unseen
             _free_frames(error)
             return 0, self._count_failure(f"{type(error).__name__}: {error}", began)
         self._settle(batch)
-        self._refusing &= self._alone  # what goes alone are the others of a refused batch
+        self._tell_notices()
+        if not self._alone:  # what goes alone are the others of a refused batch
+            self._refusing.ends()
+        if self._failing.ends():
+            self._log.info("sink delivers again", sink=self.name, failures=self.failures_in_a_row)
         self._count_answer()
         return len(batch), None
 
@@ -299,9 +313,9 @@ class SinkWorker:
         now = self._now_seconds()
         self.failures += 1
         self.failures_in_a_row += 1
-        if self.failures_in_a_row == 1:  # once an episode
+        if self._failing.begins(now):
             self._log.warning("sink fails, its ring holds the frames", sink=self.name, reason=reason)
-        self._set_breaker(self.breaker.after_failure(now - began_seconds, now))
+        self._set_breaker(self.breaker.after_failure(now - began_seconds, now), reason)
         retry = self.settings.retry
         if self.breaker.circuit is Circuit.OPEN:
             pause = self.breaker.open_until_seconds - now
@@ -311,23 +325,25 @@ class SinkWorker:
 
     def _count_rejection(self, reason: str) -> None:
         self.failures += 1
-        if not self._refusing:
+        if self.failures_in_a_row:  # it was away, and is another peer now for all that we know
+            self._refusing = Episode()
+        if self._refusing.begins(self._now_seconds()):
             self._log.warning("sink's peer refuses frames, they are dropped", sink=self.name, reason=reason)
-            self._refusing = True
+        self._failing.ends()
         self._count_answer()
 
     def _count_answer(self) -> None:
-        """The peer is there: an episode of failures is over."""
+        """The peer is there: failures are no longer in a row."""
         if self.failures_in_a_row:
-            self._log.info("sink delivers again", sink=self.name, failures=self.failures_in_a_row)
             self.failures_in_a_row = 0
             self._set_breaker(self.breaker.after_success())
 
-    def _set_breaker(self, breaker: Breaker) -> None:
+    def _set_breaker(self, breaker: Breaker, reason: str = "") -> None:
         changed = breaker.circuit is not self.breaker.circuit
         self.breaker = breaker
         if changed:
-            self._log.info("sink's circuit", sink=self.name, circuit=breaker.circuit, failures=self.failures_in_a_row)
+            why = {"failures": self.failures_in_a_row, "reason": reason} if reason else {}
+            self._log.info("sink's circuit", sink=self.name, circuit=breaker.circuit, **why)
 
     def _on_reader_gone(self) -> None:
         self.reader_gone = True

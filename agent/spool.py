@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from agent.errors import UsageError
-from agent.ring_file import PAGE_BYTES, DamagedError, block_bytes, is_ring, owner_pid, read_state
+from agent.ring_file import PAGE_BYTES, DamagedError, block_bytes, is_ring, latest_state, owner_pid, read_state
 from agent.ring_records import FIELDS, HEADER, NUMBER_MASK, Header, State, checksum, need, survivors, whole_at
-from agent.ring_recovery import mapped
+from agent.ring_recovery import mapped, with_newest
 from agent.units import Size
 
 
@@ -118,7 +118,8 @@ class Spool:
         with mapped(self._fd) as whole, whole[:PAGE_BYTES] as page, whole[PAGE_BYTES:] as block:
             state = self._state(page, block)
             if state is None:
-                yield from self._survivors(block, None)
+                latest = latest_state(page)  # as an agent that opens it does: what was delivered stays so
+                yield from self._survivors(block, with_newest(page, block, latest[1]) if latest else None)
                 return
             self.report.used_bytes = state.used
             place, number, last = state.tail, state.number - state.headers, state.number
@@ -142,7 +143,7 @@ class Spool:
 
     def _state(self, page: memoryview, block: memoryview) -> State | None:
         try:
-            return read_state(page, len(block), self.report.path)[1]
+            return with_newest(page, block, read_state(page, len(block), self.report.path)[1])
         except DamagedError as error:
             self.report.damage.append(str(error))
             return None
@@ -155,7 +156,7 @@ class Spool:
                 kept += 1
                 self.report.add(header)
                 yield header, bytes(aligned[place + HEADER.size : place + HEADER.size + header.length])
-        if state is not None:
+        if state is not None and kept < state.headers:
             what = f"{state.headers - kept} of the newest {state.headers} records are not whole"
             self.report.damage.append(f"{self.report.path}: {what}")
 

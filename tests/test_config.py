@@ -495,18 +495,26 @@ MISTAKES = [
     ("[agent]\nmax_cpu_ratio = 0", "agent.max_cpu_ratio = 0: expected a number > 0.0"),
     (
         "[sinks.main.batch]\nrecords = 'many'",
-        'sinks.main.batch.records = "many": expected a whole number, or one of adaptive',
+        'sinks.main.batch.records = "many": expected a whole number from 1 to 10000, or one of adaptive',
     ),
-    ("[sinks.main.batch]\nrecords = 0", "sinks.main.batch.records = 0: expected a whole number, or one of adaptive"),
+    (
+        "[sinks.main.batch]\nrecords = 0",
+        "sinks.main.batch.records = 0: expected a whole number from 1 to 10000, or one of adaptive",
+    ),
     ("[sinks.main.batch]\nmin = 20\nmax = 10", "sinks.main.batch.min = 20: expected at most max, 10"),
     ("[sinks.main.retry]\nbase = '10s'", 'sinks.main.retry.base = "10s": expected a duration above 0, at most cap, 5s'),
     (
         "[sinks.main.buffer]\npath = '/x/ring'\n[sinks.other.buffer]\npath = '/x/ring'",
-        'sinks.other.buffer.path = "/x/ring": expected a file that no other sink has',
+        'sinks.other.buffer.path = "/x/ring": expected a file that nothing else is written to',
     ),
     (
+        "[sinks.a]\ntype = 'file'\npath = '/x/out'\n[sinks.a.buffer]\npath = '/x/./out'",
+        'sinks.a.path = "/x/out": expected a file that nothing else is written to',
+    ),
+    ("[sinks.main]\ntype = 'tcp'\naddress = 'a:1'\ntls = true", "sinks.main.tls = true: expected a table"),
+    (
         "[sinks.a]\ntype = 'file'\npath = '/x/out'\n[sinks.b]\ntype = 'file'\npath = '/x/out'",
-        'sinks.b.path = "/x/out": expected a file that no other sink has',
+        'sinks.b.path = "/x/out": expected a file that nothing else is written to',
     ),
     ("[sinks.disk]\ntype = 'file'", "sinks.disk.path: expected a value, it has no default"),
     ("[sinks.disk]\ntype = 'file'\npath = ''", 'sinks.disk.path = "": expected a text in quotes of length >= 1'),
@@ -708,6 +716,9 @@ def test_any_environment_is_a_configuration_or_one_line(environment: dict[str, s
         ("basic.pass = 'geheim'", "sinks.main.basic.pass: expected 'password', or another of user password"),
         ("token = 'geheim'", "sinks.main.token: expected "),
         ("headers.Authorization = 'geheim'", "sinks.main.bearer: expected the place of a secret"),
+        ("headers.Authorization = ['geheim']", "sinks.main.headers.Authorization: expected a text in quotes"),
+        ("headers = 'Authorization: geheim'", "sinks.main.headers: expected a table"),
+        ("headers = {'X-Key' = 'geheim', 'a b' = 'x'}", "sinks.main.headers: expected names and values"),
     ],
 )
 def test_no_message_shows_what_may_be_a_secret(files: Files, text: str, message: str) -> None:

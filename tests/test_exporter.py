@@ -123,7 +123,7 @@ def test_a_stalled_sink_delays_nobody(
 
 
 def test_a_failing_sink_is_retried_and_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its directory goes away and comes back, twice: two episodes, logged once each."""
+    """Its directory goes away and comes back, twice within a minute: told once."""
     directory = tmp_path / "logs"
     exporter = Exporter([file_config(directory / "out")], Log("info", "json"))
     directory.mkdir()
@@ -150,10 +150,11 @@ def test_a_failing_sink_is_retried_and_loses_nothing(tmp_path: Path, capsys: pyt
     assert worker.frames == (30, 0, 0)
     assert worker.retries == worker.failures >= 6
     logged = events(capsys)
-    assert [line["event"] for line in logged] == ["sink fails, its ring holds the frames", "sink delivers again"] * 2
+    told = [line for line in logged if line["event"] != "sink's circuit"]
+    assert [line["event"] for line in told] == ["sink fails, its ring holds the frames", "sink delivers again"]
     assert all(line["sink"] == "file" for line in logged)
-    assert "out: No such file or directory" in logged[0]["reason"]
-    assert logged[1]["failures"] + logged[3]["failures"] == worker.failures
+    assert "out: No such file or directory" in told[0]["reason"]
+    assert 3 <= told[1]["failures"] < worker.failures
 
 
 @linux

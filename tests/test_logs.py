@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent.logs import LEVELS, Log
+from agent.logs import LEVELS, Episode, Log
 
 HERE = Path(__file__).parents[1]
 
@@ -131,3 +131,12 @@ def test_a_line_is_written_where_no_file_can_be_opened_any_more() -> None:
     first, second = (json.loads(line) for line in run.stderr.splitlines())
     assert (first["event"], first["reason"], first["level"]) == ("probe fails", "Too many open files", "warning")
     assert (second["event"], "timestamp" in second) == ("second", True)
+
+
+def test_an_episode_is_told_at_both_ends_and_not_again_within_a_minute() -> None:
+    episode = Episode()
+    assert not episode.ends()  # there was none
+    assert [episode.begins(now) for now in (0.0, 1.0, 100.0)] == [True, False, False]  # one that goes on
+    assert [episode.ends(), episode.ends()] == [True, False]
+    told = [(episode.begins(now), episode.ends()) for now in (59.9, 60.0, 119.9, 120.0)]
+    assert told == [(False, False), (True, True), (False, False), (True, True)]

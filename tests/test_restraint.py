@@ -255,6 +255,16 @@ def test_a_file_is_no_memory_of_the_agents(looks: Callable[..., Looks], tmp_path
     worker.ring.unmap()
 
 
+def test_a_ring_in_memory_counts_beside_one_in_a_file(looks: Callable[..., Looks], tmp_path: Path) -> None:
+    in_memory, in_file = sink(size=64 << 20), sink(size=128 << 20, path=tmp_path / "ring")
+    this = looks(in_memory, in_file)
+    before = this.restraint._strain().resident_bytes
+    in_memory.ring.populate()
+    in_file.ring.populate()
+    assert 0.95 * (64 << 20) < this.restraint._strain().resident_bytes - before < 1.9 * (64 << 20)
+    in_file.ring.unmap()
+
+
 def test_a_large_file_hides_no_memory(looks: Callable[..., Looks], tmp_path: Path) -> None:
     """Of a ring's file only what is present counts, and next to nothing of this one is."""
     worker = sink(size=1 << 30, path=tmp_path / "ring")

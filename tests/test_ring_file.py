@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import ring_file
+from agent import ring_file, ring_records
 from agent.errors import UsageError
 from agent.ring import Ring
 from agent.ring_file import (
@@ -29,7 +30,7 @@ from agent.ring_file import (
     read_state,
     set_aside_name,
 )
-from agent.ring_records import State
+from agent.ring_records import HEADER, State, survivors
 from agent.ring_recovery import mapped, open_ring
 from tests.test_ring import until
 
@@ -93,6 +94,26 @@ def test_an_empty_file_is_mapped_as_nothing(tmp_path: Path) -> None:
         assert len(whole) == 0
 
 
+def test_a_block_beyond_32_gibibytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are put in order by their number wherever they lie; the holes between them are not searched here."""
+    ring = open_ring(str(tmp_path / "ring"), SIZE).ring
+    for number in range(3):
+        ring.push(b"%04d" % number, number, number)
+    ring.unmap()
+    content = (tmp_path / "ring").read_bytes()[PAGE_BYTES:]
+    places = [(32 << 30) + 128, 64, (33 << 30)]
+    with (tmp_path / "large").open("w+b") as large:
+        large.truncate(34 << 30)
+        for number, place in enumerate(places):
+            os.pwrite(large.fileno(), content[64 * number : 64 * (number + 1)], place)
+        marks = sorted([*places, 34 << 30])
+        monkeypatch.setattr(ring_records, "_next_mark", lambda _, place: next(mark for mark in marks if mark >= place))
+        with mapped(large.fileno()) as block:
+            found = list(survivors(block, None))
+    assert HEADER.size + 4 == 64
+    assert [(place, header.sequence) for place, header in found] == [*zip(places, range(3), strict=True)]
+
+
 # Who may have it -----------------------------------------------------------------------------
 
 HOLDER = """
@@ -146,6 +167,46 @@ def test_a_lock_on_a_file_without_a_pid(tmp_path: Path) -> None:
     os.close(fd)
 
 
+def test_a_ring_tells_who_has_it_before_it_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is made now, and one that a dead process had."""
+    path = tmp_path / "ring"
+    seen: list[str] = []
+    real = mmap.mmap
+
+    def look(fd: int, length: int) -> mmap.mmap:
+        with pytest.raises(UsageError) as error:
+            ring_file.locked(str(path))
+        seen.append(str(error.value).split(": ")[1])
+        return real(fd, length)
+
+    monkeypatch.setattr(mmap, "mmap", look)
+    RingFile(str(path), SIZE).close()
+    with path.open("r+b") as ring:
+        ring.seek(64)
+        ring.write((999_999_999).to_bytes(8, "little"))
+    RingFile(str(path), SIZE).close()
+    assert seen == [f"process {os.getpid()} has it open"] * 2
+
+
+@pytest.mark.parametrize("content", [b"text\n" * 2000, b"hostprobe ring\r\n and no page", bytes(9000)])
+def test_what_is_no_ring_is_locked_and_not_written_to(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "ring").write_bytes(content)
+    os.close(ring_file.locked(str(tmp_path / "ring")))
+    assert (tmp_path / "ring").read_bytes() == content
+
+
+def test_a_ring_that_cannot_be_signed_is_locked_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    RingFile(str(tmp_path / "ring"), SIZE).close()
+    monkeypatch.setattr(os, "pwrite", refuse)
+    again = RingFile(str(tmp_path / "ring"), SIZE)
+    with pytest.raises(UsageError, match="has it open"):
+        RingFile(again.path, SIZE)
+    again.close()
+
+
 def test_a_file_that_is_replaced_while_it_is_being_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock is on the file that stands there, not on one that was set aside or removed meanwhile."""
     path = tmp_path / "ring"
@@ -182,7 +243,8 @@ def test_a_closed_ring_lets_go_of_all_it_had(tmp_path: Path) -> None:
         Path(path).write_bytes(content)
         with pytest.raises(DamagedError):
             RingFile(path, SIZE)
-        assert Path(path).read_bytes() == content
+        kept = Path(path).read_bytes()
+        assert kept[:64] + kept[72:] == content[:64] + content[72:]  # but for who has it open
     assert set(os.listdir("/proc/self/fd")) == fds
     until(lambda: not syncing_threads())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
@@ -23,10 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from agent import ring_recovery
 from agent.delivery import Drop, WhenFull
 from agent.errors import UsageError
 from agent.ring import Ring
-from agent.ring_file import PAGE_BYTES, Sync
+from agent.ring_file import PAGE_BYTES, Sync, locked
 from agent.ring_records import HEADER, walk
 from agent.ring_recovery import open_ring
 from tests.ring_model import INSTANCE, Held, RingMachine, drained
@@ -37,6 +39,7 @@ SLOTS_AT = (1024, 2048)
 SLOT_BYTES = 68
 HEAD_BYTES = 36
 ASIDE = re.compile(r".*\.\d{8}T\d{6}Z(\.\d+)?$")
+NEWEST_KEPT = "the state with its newest record was torn; that record is whole and is kept"
 
 
 # Killed between any two stores ---------------------------------------------------------------
@@ -122,8 +125,8 @@ class FileRingMachine(RingMachine):
         copy = f"{self.place.name}/copy"
         Path(copy).write_bytes(shot)
         opened = open_ring(copy, self.ring.size, self.ring.when_full, instance=INSTANCE)
-        assert not opened.notices
         try:
+            assert opened.notices in ([], [f"{copy}: {NEWEST_KEPT}"])
             return contents(opened.ring)
         finally:
             opened.ring.unmap()
@@ -286,11 +289,64 @@ def test_any_bit_of_the_head(sample: Sample) -> None:
 
 
 def test_any_bit_of_a_state(sample: Sample) -> None:
-    """The other state is true too: it is that before the newest record."""
+    """The other state is true too: it is that before the newest record, which is whole in its place."""
     for slot in SLOTS_AT:
-        expected = sample.held[:-1] if slot == sample.newest_slot else sample.held
         for bit in range(8 * slot, 8 * (slot + SLOT_BYTES)):
-            assert reopened(flipped(sample.content, bit)) == Reopened(expected, [], 0, len(expected), [])
+            result = reopened(flipped(sample.content, bit))
+            assert (result.numbers, result.damaged, result.aside) == (sample.held, 0, [])
+            assert result.recovered == len(sample.held)
+            assert len(result.notices) == (slot == sample.newest_slot)
+            assert all(notice.endswith(f"/ring: {NEWEST_KEPT}") for notice in result.notices)
+
+
+def test_a_torn_state_whose_record_went_back_to_the_start(tmp_path: Path) -> None:
+    """The newest record lies at the start, and the state before it is of a head near the end."""
+    path = tmp_path / "ring"
+    ring = open_ring(str(path), SIZE, instance=INSTANCE).ring
+    for number in range(8):
+        ring.push(payload_of(number), number, number * SECOND, 1, number * SECOND)
+        if number == 5:
+            ring.claim(bytearray(), 4)
+            ring.settle(4)
+    held = contents_now(ring)
+    file = ring._file
+    assert file is not None
+    newest = HEADER.size + len(payload_of(7))
+    assert newest <= ring._head < newest + 8, "it lies at the start"
+    assert ring._end < SIZE
+    slot = SLOTS_AT[file._generation & 1]
+    figures = (ring._head, ring._tail, ring._end, ring._used, ring._headers, ring._records, ring._number)
+    ring.unmap()
+    damaged = flipped(path.read_bytes(), 8 * (slot + 3))
+    path.write_bytes(damaged)
+    for notices in ([f"{path}: {NEWEST_KEPT}"], []):
+        opened = open_ring(str(path), SIZE, instance=INSTANCE)
+        ring = opened.ring
+        assert opened.notices == notices, "it is repaired once"
+        assert (ring._head, ring._tail, ring._end, ring._used, ring._headers, ring._records, ring._number) == figures
+        assert contents_now(ring) == held
+        ring.unmap()
+    assert reopened(flipped(damaged, 3)).numbers == [payload[2] for payload in held], "a salvage takes it too"
+
+
+def test_a_torn_state_of_a_settling_takes_no_older_record(tmp_path: Path) -> None:
+    """Whole records of an earlier round lie at the head and at the start; neither was pushed last."""
+    path = tmp_path / "ring"
+    ring = open_ring(str(path), SIZE, instance=INSTANCE).ring
+    for number in range(12):
+        ring.push(payload_of(0), number, number)
+    ring.claim(bytearray(), 1)
+    ring.settle(1)
+    file = ring._file
+    assert file is not None
+    slot = SLOTS_AT[file._generation & 1]
+    held = len(ring)
+    ring.unmap()
+    path.write_bytes(flipped(path.read_bytes(), 8 * slot))
+    opened = open_ring(str(path), SIZE, instance=INSTANCE)
+    assert (opened.notices, len(opened.ring)) == ([], held + 1)
+    assert [record.sequence for record, _ in drained(opened.ring)] == list(range(11 - held, 12))
+    opened.ring.unmap()
 
 
 def test_any_bit_of_the_first_page_that_means_nothing(sample: Sample) -> None:
@@ -524,6 +580,76 @@ def test_a_rest_of_a_killed_salvage_is_written_over(sample: Sample, tmp_path: Pa
     assert not (tmp_path / "ring.new").exists()
 
 
+def test_a_rest_that_is_somebodys_ring_is_left_alone(sample: Sample, tmp_path: Path) -> None:
+    """Another sink's file may be named so; it is not taken away under its feet."""
+    path = tmp_path / "ring"
+    damaged = flipped(sample.content, 3)
+    path.write_bytes(damaged)
+    other = open_ring(f"{path}.new", SIZE).ring
+    other.push(b"alive", 1, 1)
+    fds = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(UsageError, match=rf"/ring\.new: process {os.getpid()} has it open: expected "):
+        open_ring(str(path), SIZE)
+    assert set(os.listdir("/proc/self/fd")) == fds
+    assert path.read_bytes()[100:] == damaged[100:]
+    assert sorted(os.listdir(tmp_path)) == ["ring", "ring.new"]
+    other.unmap()
+    again = open_ring(f"{path}.new", SIZE).ring
+    assert [payload for _, payload in drained(again)] == [b"alive"]
+    again.unmap()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_hard_links(
+    sample: Sample, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    result = reopened(flipped(sample.content, 3), place=tmp_path)
+    assert (result.numbers, result.damaged, len(result.aside)) == (sample.held, 0, 1)
+
+
+def test_a_symbolic_link_stays(sample: Sample, tmp_path: Path) -> None:
+    """What is set aside and replaced is the file that it leads to."""
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / "ring", tmp_path / "disk" / "real"
+    link.symlink_to(Path("disk", "real"))
+    target.write_bytes(flipped(sample.content, 3))
+    opened = open_ring(str(link), SIZE)
+    opened.ring.unmap()
+    assert os.listdir(tmp_path / "disk") != ["real"], "set aside beside the file itself"
+    assert sorted(os.listdir(tmp_path)) == ["disk", "ring"]
+    assert os.readlink(link) == "disk/real"
+    again = open_ring(str(link), SIZE)
+    assert (again.notices, len(again.ring)) == ([], len(sample.held))
+    again.ring.unmap()
+
+
+def test_whoever_salvages_is_told_by_its_process(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by that of the dead one that had the file before; for the new file too."""
+    path = tmp_path / "ring"
+    content = bytearray(flipped(sample.content, 3 * 8 * 9))
+    content[64:72] = struct.pack("<Q", 999_999_999)
+    path.write_bytes(content)
+    seen: list[str] = []
+    real = ring_recovery.survivors
+
+    def survivors(*arguments: Any) -> Any:
+        for name in ("ring", "ring.new"):
+            with pytest.raises(UsageError) as error:
+                locked(str(tmp_path / name))
+            seen.append(str(error.value).split(": ")[1])
+        return real(*arguments)
+
+    monkeypatch.setattr(ring_recovery, "survivors", survivors)
+    open_ring(str(path), SIZE).ring.unmap()
+    assert seen == [f"process {os.getpid()} has it open"] * 2
+
+
 SALVAGE = """
 import os, signal, sys
 from agent import ring_recovery
@@ -565,24 +691,28 @@ def test_a_salvage_that_is_killed(sample: Sample, tmp_path: Path, point: str) ->
     assert all(ASIDE.match(other.name) and other.read_bytes()[100:] == damaged[100:] for other in aside)
 
 
-@pytest.mark.parametrize("function", ["link", "replace"])
+@pytest.mark.parametrize("functions", [["link"], ["replace"], ["link without links", "replace"]])
 def test_a_file_that_cannot_be_set_aside(
-    sample: Sample, tmp_path: Path, function: str, monkeypatch: pytest.MonkeyPatch
+    sample: Sample, tmp_path: Path, functions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "ring"
     damaged = flipped(sample.content, 3)
     path.write_bytes(damaged)
 
     def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def has_none(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
 
     fds = set(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(os, function, refuse)
-    with pytest.raises(UsageError, match=r"/ring: it can't be set aside: Operation not permitted: expected "):
+    for function in functions:
+        monkeypatch.setattr(os, function.split()[0], has_none if " " in function else refuse)
+    with pytest.raises(UsageError, match=r"/ring: it can't be set aside: Permission denied: expected "):
         open_ring(str(path), SIZE)
     monkeypatch.undo()
     assert set(os.listdir("/proc/self/fd")) == fds
-    assert path.read_bytes() == damaged
+    assert path.read_bytes()[100:] == damaged[100:]
     assert not (tmp_path / "ring.new").exists()
     opened = open_ring(str(path), SIZE)
     assert len(opened.ring) == len(sample.held)

@@ -217,12 +217,37 @@ def test_what_is_refused_is_dropped_and_the_next_goes_on(capsys: pytest.CaptureF
     ]
 
 
-def test_each_episode_of_rejections_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejections_that_come_and_go_are_told_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     no = RejectedError("no")
     worker = opened(ScriptedSink(no, no, None, RejectedError("again"), no, None), Clock(), records=1)
     put(worker, 1, 6)
     drain(worker)
-    assert [line["reason"] for line in events(capsys)] == ["no", "again"]
+    assert [line["reason"] for line in events(capsys)] == ["no"]
+    assert worker.frames == (2, 4, 0)
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(30, 1), (61, 2)])
+def test_a_peer_that_comes_and_goes_is_told_once_a_minute(
+    seconds: int, told: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    busy = SinkError("busy")
+    errors = [*[busy, None] * 20, SinkError("busy", retry_after_seconds=seconds), None, *[busy, None] * 20]
+    worker = opened(ScriptedSink(*errors), Clock(), records=1)
+    put(worker, 1, 41)
+    drain(worker)
+    events_told = [line["event"] for line in events(capsys)]
+    assert events_told == ["sink fails, its ring holds the frames", "sink delivers again"] * told
+    assert worker.failures == 41
+
+
+def test_a_peer_that_refuses_after_an_outage_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """And not that the sink delivers again."""
+    no = RejectedError("no")
+    worker = opened(ScriptedSink(no, SinkError("away"), no, no), Clock(), records=1)
+    put(worker, 1, 3)
+    drain(worker)
+    assert [line["reason"] for line in events(capsys)] == ["no", "away", "no"]
+    assert worker.frames == (0, 3, 0)
 
 
 def test_a_batch_that_may_go_one_by_one_loses_only_the_bad_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,13 +263,13 @@ def test_a_batch_that_may_go_one_by_one_loses_only_the_bad_ones(capsys: pytest.C
     assert [line["reason"] for line in events(capsys)] == ["bad field"]
 
 
-def test_after_a_refused_batch_the_next_goes_whole_and_ends_the_episode(capsys: pytest.CaptureFixture[str]) -> None:
+def test_after_a_refused_batch_the_next_goes_whole(capsys: pytest.CaptureFixture[str]) -> None:
     sink = PickySink(lambda payload: int(payload) in (2, 8), lambda: RejectedError("bad", each=True))
     worker = opened(sink, Clock(), records=3)
     put(worker, 1, 9)
     drain(worker)
     assert sizes(sink) == [3, 1, 1, 1, 3, 3, 1, 1, 1]
-    assert len(events(capsys)) == 2
+    assert len(events(capsys)) == 1
 
 
 def test_a_batch_of_which_one_is_left_is_not_tried_alone() -> None:
@@ -386,9 +411,9 @@ def test_an_outage_is_told_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert told == [
         ("warning", "sink fails, its ring holds the frames", None, None),
         ("info", "sink's circuit", "open", 5),
-        ("info", "sink's circuit", "half-open", 5),
+        ("info", "sink's circuit", "half-open", None),
         ("info", "sink delivers again", None, 5),
-        ("info", "sink's circuit", "closed", 0),
+        ("info", "sink's circuit", "closed", None),
     ]
 
 

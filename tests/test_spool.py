@@ -165,6 +165,48 @@ def test_a_damaged_head_still_gives_its_frames(tmp_path: Path) -> None:
     assert "neither of its two states is whole" in spool.report.damage[0]
 
 
+def cut(content: bytearray) -> None:
+    del content[-8:]
+
+
+def grown(content: bytearray) -> None:
+    content += bytes(8)
+
+
+def with_a_flipped_head(content: bytearray) -> None:
+    content[20] ^= 1
+
+
+@pytest.mark.parametrize("change", [cut, grown, with_a_flipped_head])
+@pytest.mark.parametrize("delivered", [0, 70, 100])
+def test_what_was_delivered_stays_so_where_only_the_head_or_the_size_is_wrong(
+    tmp_path: Path, change: Callable[[bytearray], None], delivered: int
+) -> None:
+    """It is what an agent that opens the file will keep."""
+    ring = filled(tmp_path / "ring", 100)
+    settle(ring, delivered)
+    ring.unmap()
+    damaged(tmp_path / "ring", change)
+    sequences, spool = held(tmp_path / "ring")
+    assert sequences == list(range(delivered + 1, 101))
+    assert (spool.report.used_bytes, len(spool.report.damage)) == (None, 1)
+    opened = open_ring(str(tmp_path / "ring"), 64 << 10)
+    assert len(opened.ring) == len(sequences)
+    opened.ring.unmap()
+
+
+def test_a_torn_state_hides_no_record(tmp_path: Path) -> None:
+    """Neither with a whole head nor without; an agent that opens it keeps that one too."""
+    ring = filled(tmp_path / "ring", 20)
+    file = ring._file
+    assert file is not None
+    slot = 1024 if file._generation % 2 == 0 else 2048
+    ring.unmap()
+    for place in (slot + 9, 20):
+        damaged(tmp_path / "ring", lambda content, place=place: content.__setitem__(place, content[place] ^ 1))  # type: ignore[misc]
+        assert held(tmp_path / "ring")[0] == list(range(1, 21))
+
+
 def test_a_file_that_was_cut(tmp_path: Path) -> None:
     filled(tmp_path / "ring", 20).unmap()
     os.truncate(tmp_path / "ring", 4096 + 3001)

@@ -20,7 +20,7 @@ STOREYS = (
     ("agent.frame",),
     ("agent.delivery",),
     ("agent.ring_records",),
-    ("agent.ring_file",),
+    ("agent.ring_file", "agent.ring_memory"),
     ("probes", "agent.serializers", "agent.ring"),
     ("agent.ring_recovery",),
     ("agent.sinks",),

@@ -120,8 +120,6 @@ class HttpSink:
         self.notices = []
         self._pool = self._new_pool(urlsplit(self._settings.url))
         self._read_secret()
-        if self._secret is not None:
-            self.notices += self._secret.notices
 
     def deliver(self, payloads: Sequence[memoryview]) -> None:
         body = _gzipped(payloads) if self._settings.gzip else b"\n".join([*payloads, b""])
@@ -178,6 +176,7 @@ class HttpSink:
         else:
             raise UsageError(f"{place.place}: it holds what no header can", "a token of visible ASCII characters")
         self._secret = secret
+        self.notices += secret.notices
         self._headers["Authorization"] = authorization
 
     def _has_new_secret(self) -> bool:

@@ -73,7 +73,7 @@ class UnixSettings(SinkSettings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not 1 <= len(os.fsencode(self.path)) <= _PATH_BYTES_MAX:
-            raise ValueError(f"path: a path of at most {_PATH_BYTES_MAX} bytes")
+            raise ValueError(f"path: a path of 1 to {_PATH_BYTES_MAX} bytes")
         _check_timeout(self.timeout)
 
 
