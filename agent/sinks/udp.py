@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from agent.sinks.datagrams import HEADER_BYTES, header, nanoseconds_of, split
 from agent.sinks.sink import SinkSettings
 from agent.units import Duration
 
+_REFUSAL_MILLISECONDS = 50
 _TIMEOUT = Duration(5)  # for a network device that takes nothing
 
 
@@ -54,6 +56,7 @@ class UdpSink:
         self._limit_bytes = settings.max_bytes - HEADER_BYTES
         self._sequence = 0
         self._socket: socket.socket | None = None
+        self._was_refused = False
 
     def open(self) -> None: ...
 
@@ -61,10 +64,13 @@ class UdpSink:
         for delivered, payload in enumerate(payloads):
             try:
                 self._send(payload)
+                if self._was_refused:
+                    self._listen_for_refusal()
             except ValueError as error:
                 raise self._rejected(str(error), delivered, payloads) from None
             except OSError as error:
                 self.close()
+                self._was_refused |= error.errno == errno.ECONNREFUSED
                 if error.errno == errno.EMSGSIZE:
                     raise self._rejected(os.strerror(errno.EMSGSIZE), delivered, payloads) from None
                 raise SinkError(f"{self._place}: {self._reason(error)}", delivered) from None
@@ -82,6 +88,16 @@ class UdpSink:
             sequence = self._sequence + 1
             self._socket.sendmsg((header(sequence, nanoseconds, text), text))
             self._sequence = sequence  # an error means that nothing was sent
+
+    def _listen_for_refusal(self) -> None:
+        """After a refusal, success is believed once no other comes: a refusal shows at the next send only."""
+        assert self._socket is not None
+        poll = select.poll()
+        poll.register(self._socket, 0)  # errors are told unasked
+        if poll.poll(_REFUSAL_MILLISECONDS):
+            error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            raise OSError(error, os.strerror(error))
+        self._was_refused = False
 
     def _connect(self) -> socket.socket:
         connection = connected(self._host, self._port, socket.SOCK_DGRAM, _TIMEOUT)

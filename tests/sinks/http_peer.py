@@ -22,7 +22,7 @@ Way = Literal[
     "close after",  # without saying so
     "close",  # without an answer
     "reset",
-    "stall",
+    "stall",  # until `go_on`, and then the connection is closed
     "stall in the body",
 ]
 
@@ -70,6 +70,7 @@ class HttpPeer:
         connections: accepted so far.
         refused_handshakes: reasons why TLS connections came to nothing.
         defects: of this peer itself.
+        go_on: set, it stalls no longer.
     """
 
     def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0):
@@ -81,6 +82,7 @@ class HttpPeer:
         self.defects: list[str] = []
         self.closed_a_connection = threading.Event()
         self.leaving = threading.Event()
+        self.go_on = threading.Event()
         self._server = _Server(self, host, port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
@@ -101,6 +103,7 @@ class HttpPeer:
 
     def __exit__(self, *_: object) -> None:
         self.leaving.set()
+        self.go_on.set()
         self._server.shutdown()
         self._server.hang_up()
         self._server.server_close()  # waits for the connections' threads
@@ -191,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "half a body":
                 self.wfile.write(encoded[: head + (len(encoded) - head) // 2])
             case "stall":
-                self.server.peer.leaving.wait()
+                self.server.peer.go_on.wait()
             case "stall in the body":
                 self.wfile.write(encoded[: head + (len(encoded) - head) // 2])
                 self.server.peer.leaving.wait()

@@ -265,6 +265,7 @@ class RequestsPeer(Peer):
         self._token = token
         self._gone: list[bytes] = []
         self._peer: HttpPeer | None = None
+        self._is_stalled = False
         self._begin()
 
     def _begin(self, *answers: Answer, certificate: str = "right") -> None:
@@ -291,6 +292,7 @@ class RequestsPeer(Peer):
             self._peer.__exit__()
             self._gone += _lines_of(self._peer)
         self._peer = None
+        self._is_stalled = False
 
     def reset(self, *places: tuple[int, int], of: Sequence[bytes]) -> None:
         answers = []
@@ -300,6 +302,7 @@ class RequestsPeer(Peer):
 
     def stall(self) -> None:
         self._begin(*[Answer(way="stall")] * FOR_EVER)
+        self._is_stalled = True
 
     def be_slow(self) -> None:
         self._begin(*[Answer(body=b"taken", way="byte by byte")] * FOR_EVER)
@@ -316,7 +319,12 @@ class RequestsPeer(Peer):
         return self._peer is not None and bool(self._peer.requests)
 
     def come_back(self) -> None:
-        self._begin()
+        if self._peer is not None and self._is_stalled:
+            # A listener that closes resets who has just connected, and Python's ssl leaks a socket then (a warning).
+            self._peer.answers.clear()
+            self._peer.go_on.set()
+        else:
+            self._begin()
 
     def close(self) -> None:
         self.refuse()

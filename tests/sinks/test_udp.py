@@ -241,3 +241,27 @@ def test_a_socket_does_not_wait_for_ever() -> None:
         assert sink._socket.gettimeout() is None
         assert any(sink._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16))
         sink.close()
+
+
+def test_a_peer_that_is_away_fails_each_delivery_of_one_datagram() -> None:
+    """The refusal of a datagram shows at the next one, and the first on a new socket always gets through."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", 0))
+        port = peer.getsockname()[1]
+    sink = UdpSink(UdpSettings(type="udp", address=f"127.0.0.1:{port}"))
+    failures = 0
+    for number in range(12):
+        with memoryview(b'{"instance":"i","sequence":%d,"time_unix_ns":1}' % number) as payload:
+            try:
+                sink.deliver([payload])
+            except SinkError:
+                failures += 1
+    assert failures >= 10  # all but the first ones, whose refusal nobody has heard of yet
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", port))
+        peer.settimeout(60)
+        for number in range(3):
+            with memoryview(b'{"instance":"i","sequence":%d,"time_unix_ns":1}' % number) as payload:
+                sink.deliver([payload])
+            assert b'"sequence":%d' % number in peer.recv(2000)
+    sink.close()
