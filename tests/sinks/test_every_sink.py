@@ -567,7 +567,7 @@ def test_a_peer_that_refuses_and_comes_back(staged: Staged, kind: str, capsys: p
             until(lambda: worker.frames == (300, 0, 0), "all datagrams are sent")
             until(lambda: stage.peer.lines()[-1] == frames[-1], "the last datagram has come")
             assert stage.peer.lines() == frames[:100] + frames[sent:]
-            assert stage.peer.missing == sent - 100 > 0
+            assert stage.peer.missing >= sent - 100 > 0  # what is sent again has new numbers
             assert accounted(worker)
         else:
             assert sent == 100
