@@ -1,7 +1,7 @@
 """Reads frames as JSON lines and says what is missing, repeated or out of order, in constant memory.
 
 Memory is bounded by one line of `LINE_BYTES_MAX` (twice, while it is put together), `BUFFER_BYTES` of a file, and
-for each instance of the agent `GAPS_MAX` ranges of missing sequence numbers.
+for each instance of the agent 300 bytes, its part of the report, and `GAPS_MAX` ranges of missing numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from contextlib import suppress
 from typing import Annotated, Any, BinaryIO, Literal, cast
 
 import msgspec
-from msgspec import Meta
 
 from agent.errors import UsageError
 
@@ -29,28 +28,25 @@ BUFFER_BYTES = 256 << 10
 GAPS_MAX = 10_000
 RANGES_SHOWN = 10
 REASON_LENGTH_MAX = 200
-CLOCK_STEP_NS = 100_000_000
-"""The clocks' own noise stays far below this; whoever sets a clock moves it further."""
+CLOCK_STEP_NS = 100_000_000  # the clocks' own noise stays far below this; whoever sets a clock moves it further
 REDRAW_SECONDS = 0.1
 STDIN = "-"
 COUNTS = ("frames", "missing", "repeated", "reordered", "degraded", "interleaved", "clock_steps")
-
-_Name = Annotated[str, Meta(max_length=1024)]
 
 
 class Header(msgspec.Struct, gc=False):
     """What this module needs of a line; the decoder checks the syntax of all the rest, and skips it."""
 
     schema: Literal["hostprobe/1"]
-    host: _Name
-    instance: _Name
-    sequence: Annotated[int, Meta(ge=1, le=2**63 - 1)]
-    time_unix_ns: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-    interval_seconds: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    host: Annotated[str, msgspec.Meta(max_length=1024)]
+    instance: Annotated[str, msgspec.Meta(max_length=1024)]
+    sequence: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    time_unix_ns: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+    interval_seconds: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
     degraded: object = None
 
 
-class Gaps(msgspec.Struct):
+class Gaps(msgspec.Struct, gc=False):
     """Ranges of sequence numbers that have not come yet, apart from each other, in ascending order.
 
     Attributes:
@@ -63,12 +59,15 @@ class Gaps(msgspec.Struct):
     frames: int = 0
     forgotten: int = 0
 
-    def add(self, first: int, last: int) -> None:
-        """Adds a range that meets no other; an empty one is none."""
-        if first <= last:
-            index = bisect_right(self.firsts, first)
-            self._replace(slice(index, index), [(first, last)])
-            self.frames += last - first + 1
+    def add(self, first: int, last: int) -> Gaps:
+        """Adds a range that meets no other, unless it is empty; where it is then: here, or in place of `NO_GAPS`."""
+        if first > last:
+            return self
+        gaps = Gaps() if self is NO_GAPS else self
+        index = bisect_right(gaps.firsts, first)
+        gaps._replace(slice(index, index), [(first, last)])
+        gaps.frames += last - first + 1
+        return gaps
 
     def fill(self, number: int) -> bool:
         """Takes a number out of its range, which shrinks, splits or vanishes; False where none has it."""
@@ -88,7 +87,10 @@ class Gaps(msgspec.Struct):
             self.forgotten += 1
 
 
-class Instance(msgspec.Struct):
+NO_GAPS = Gaps()  # of all instances without any: an agent that starts over and over makes many of a few frames
+
+
+class Instance(msgspec.Struct, gc=False):
     """What came from one start of an agent.
 
     Attributes:
@@ -104,7 +106,7 @@ class Instance(msgspec.Struct):
     name: str
     first: int
     last: int
-    gaps: Gaps = msgspec.field(default_factory=Gaps)
+    gaps: Gaps = msgspec.field(default_factory=lambda: NO_GAPS)
     wall_ns: int | None = None
     frames: int = 0
     repeated: int = 0
@@ -129,13 +131,13 @@ class Instance(msgspec.Struct):
         if ahead == 1:
             self._compare_clocks(header)
         else:
-            self.gaps.add(self.last + 1, header.sequence - 1)
+            self.gaps = self.gaps.add(self.last + 1, header.sequence - 1)
         self.last = header.sequence
         self.wall_ns = header.time_unix_ns
 
     def _count_late(self, sequence: int) -> None:
         if sequence < self.first:
-            self.gaps.add(sequence + 1, self.first - 1)
+            self.gaps = self.gaps.add(sequence + 1, self.first - 1)
             self.first = sequence
         elif not self.gaps.fill(sequence):
             self.repeated += 1
@@ -144,26 +146,24 @@ class Instance(msgspec.Struct):
 
     def _compare_clocks(self, header: Header) -> None:
         """The interval is monotonic, so what the wall clock says more or less was a step of it."""
-        if self.wall_ns is None or header.interval_seconds is None:
-            return
-        step_ns = header.time_unix_ns - self.wall_ns - round(header.interval_seconds * 1e9)
-        if abs(step_ns) > CLOCK_STEP_NS:
-            self.clock_steps += 1
-            self.largest_step_ns = max(self.largest_step_ns, step_ns, key=abs)
+        if self.wall_ns is not None and header.interval_seconds is not None:
+            step_ns = header.time_unix_ns - self.wall_ns - round(header.interval_seconds * 1e9)
+            if abs(step_ns) > CLOCK_STEP_NS:
+                self.clock_steps += 1
+                self.largest_step_ns = max(self.largest_step_ns, step_ns, key=abs)
 
     def document(self) -> dict[str, Any]:
         """The figures, for JSON."""
-        gaps = self.gaps
         return {
             "instance": self.name,
             "first_sequence": self.first,
             "last_sequence": self.last,
             "not_seen_before_first": self.first - 1,
             **{name: getattr(self, name) for name in COUNTS},
-            "missing_ranges": len(gaps.firsts) + gaps.forgotten,
-            "first_missing_ranges": list(zip(gaps.firsts, gaps.lasts, strict=True))[:RANGES_SHOWN],
+            "missing_ranges": len(self.gaps.firsts) + self.gaps.forgotten,
+            "first_missing_ranges": list(zip(self.gaps.firsts, self.gaps.lasts, strict=True))[:RANGES_SHOWN],
             "largest_clock_step_seconds": self.largest_step_ns / 1e9 if self.clock_steps else None,
-            "exact": gaps.forgotten == 0,
+            "exact": self.gaps.forgotten == 0,
         }
 
     def lines(self) -> Iterator[str]:
@@ -171,10 +171,8 @@ class Instance(msgspec.Struct):
         yield f"  sequence     {self.first} to {self.last}"
         if self.first > 1:
             yield f"  not seen     {self.first - 1} before the first; they are not called missing"
-        yield f"  frames       {self.frames}"
-        yield f"  missing      {self.missing}{self._ranges()}"
-        yield f"  repeated     {self.repeated}"
-        yield f"  reordered    {self.reordered}"
+        yield f"  frames       {self.frames}\n  missing      {self.missing}{self._ranges()}"
+        yield f"  repeated     {self.repeated}\n  reordered    {self.reordered}"
         largest = f", the largest {self.largest_step_ns / 1e9:+.3f} s" if self.clock_steps else ""
         yield f"  clock steps  {self.clock_steps}{largest}"
         if self.interleaved:
@@ -223,9 +221,10 @@ class Verification:
                     self.not_frames += 1
                     self.first_not_frame = self.first_not_frame or f"{name}:{number}, byte {offset}: {reason}"
                 offset += len(line)
-                if len(line) > LINE_BYTES_MAX and not line.endswith(b"\n"):
-                    del line
-                    offset += _skip_line(stream)
+                is_long = len(line) > LINE_BYTES_MAX
+                while is_long and line and not line.endswith(b"\n"):  # the rest of it
+                    line = stream.readline(BUFFER_BYTES)
+                    offset += len(line)
         except (OSError, EOFError, zlib.error) as error:  # the last two: a torn or damaged gzip file
             self.cut.append(f"{name}, byte {offset}: {shown(_why(error))}")
 
@@ -264,26 +263,33 @@ class Verification:
         return {"hosts": len(self.hosts), "instances": len(all_instances), **sums, "not_frames": self.not_frames}
 
     def json(self) -> bytes:
-        """The report as one JSON document."""
-        hosts = [
-            {"host": name, "instances": [instance.document() for instance in instances.values()]}
-            for name, instances in self.hosts.items()
-        ]
+        """The report as one JSON document, put together in place: its objects would be several times its size."""
+        hosts = [{"host": host, "instances": ()} for host in self.hosts]
         end = {"total": self.totals(), "first_not_frame": self.first_not_frame, "not_read_to_the_end": self.cut}
-        return msgspec.json.format(msgspec.json.encode({"hosts": hosts, **end}), indent=2)
+        *starts, rest = _json({"hosts": hosts, **end}).split(b'"instances": []')  # no text in it has bare quotes
+        report = io.BytesIO()
+        for start, instances in zip(starts, self.hosts.values(), strict=True):
+            separator = start + b'"instances": ['
+            for instance in instances.values():
+                report.write(separator + (b"\n" + _json(instance.document())).replace(b"\n", b"\n" + b" " * 8))
+                separator = b","
+            report.write(b"\n      ]")
+        report.write(rest)
+        return report.getvalue()
 
     def text(self) -> bytes:
         """The report for people: a block for each instance, then the total in one line."""
-        lines: list[str] = []
+        report = io.BytesIO()
         for host, instances in self.hosts.items():
             for number, instance in enumerate(instances.values(), 1):
-                lines.append(f"host {shown(host)}, instance {shown(instance.name)} ({number} of {len(instances)})")
-                lines += [*instance.lines(), ""]
+                name = f"host {shown(host)}, instance {shown(instance.name)} ({number} of {len(instances)})"
+                report.write("\n".join([name, *instance.lines(), "\n"]).encode())
+        rest = [f"not read to the end: {where}\n" for where in self.cut]
         if self.first_not_frame is not None:
-            lines.append(f"not frames: {self.not_frames}, the first: {self.first_not_frame}\n")
-        lines += [f"not read to the end: {where}\n" for where in self.cut]
+            rest.insert(0, f"not frames: {self.not_frames}, the first: {self.first_not_frame}\n")
         totals = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in self.totals().items())
-        return "\n".join([*lines, f"total: {totals}"]).encode()
+        report.write("\n".join([*rest, f"total: {totals}"]).encode())
+        return report.getvalue()
 
 
 class Progress:
@@ -381,14 +387,8 @@ def _draw(text: str) -> None:
         sys.stderr.flush()
 
 
-def _skip_line(stream: BinaryIO) -> int:
-    """Skips what is left of a line; returns its bytes."""
-    size = 0
-    while part := stream.readline(BUFFER_BYTES):
-        size += len(part)
-        if part.endswith(b"\n"):
-            break
-    return size
+def _json(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value))
 
 
 def shown(text: str) -> str:

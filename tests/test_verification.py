@@ -431,6 +431,51 @@ def test_memory_does_not_grow_with_the_stream() -> None:
     assert large < 8 << 20
 
 
+def peak_of_instances(count: int, step: int, report: str) -> tuple[float, float]:
+    """Bytes for each instance of two frames: what is held, and the most while the report is made, without its size."""
+    verified = Verification()
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            name = f"{number:016x}"
+            verified.read(io.BytesIO(line(7000, instance=name) + line(7000 + step, instance=name)), "frames")
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        size = len(getattr(verified, report)())
+        return held / count, (tracemalloc.get_traced_memory()[1] - size) / count
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("report", ["text", "json"])
+@pytest.mark.parametrize(("step", "most"), [(1, 400), (5, 700)], ids=["whole", "a gap each"])
+def test_memory_of_many_instances(step: int, most: int, report: str) -> None:
+    """Agents that start over and over: each is small, and so is what stands beside the report while it is made."""
+    held, peak = peak_of_instances(10_000, step, report)
+    assert held < most
+    assert peak < held + 150  # the report's buffer has some room to grow
+
+
+def test_the_json_report_is_put_together_as_a_whole_one_would_be() -> None:
+    verified = Verification()
+    assert verified.json() == msgspec.json.format(verified.json())
+    hosts = ("web", 'quoted "instances": []', "\n  é")
+    data = b"".join(line(number, host, instance) for host in hosts for instance in ("a", "b\n") for number in (3, 9))
+    verified.read(io.BytesIO(data + b'"instances": []'), '"instances": []')
+    assert verified.json() == msgspec.json.format(verified.json())
+    found = json.loads(verified.json())["hosts"]
+    assert [(host["host"], [one["instance"] for one in host["instances"]]) for host in found] == [
+        (host, ["a", "b\n"]) for host in hosts
+    ]
+
+
+def test_instances_do_not_share_their_gaps() -> None:
+    data = lines([1, 3, 2], instance="a") + lines([1, 2], instance="b") + lines([1, 4], instance="c") + lines([5, 4])
+    (host,) = report_of(data)["hosts"]
+    assert [one["missing"] for one in host["instances"]] == [0, 0, 2]
+    assert (verification.NO_GAPS.firsts, verification.NO_GAPS.frames) == ([], 0)
+
+
 def test_memory_of_a_line_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "LINE_BYTES_MAX", 4 << 20)
     zeros = Path("/dev/zero").open("rb")  # noqa: SIM115

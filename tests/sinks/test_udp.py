@@ -16,6 +16,8 @@ import pytest
 from agent.errors import RejectedError, SinkError
 from agent.sinks.udp import UdpSettings, UdpSink
 from tests.sinks.peers import Frame, UdpPeer, assemble, refused_port
+from tests.workers import Clock, events
+from tests.workers import opened as worker_of
 
 GOLDEN = Path(__file__).parents[1] / "fixtures/golden/vm.json"
 
@@ -265,3 +267,38 @@ def test_a_peer_that_is_away_fails_each_delivery_of_one_datagram() -> None:
                 sink.deliver([payload])
             assert b'"sequence":%d' % number in peer.recv(2000)
     sink.close()
+
+
+def test_a_peer_that_is_away_opens_the_circuit(capsys: pytest.CaptureFixture[str]) -> None:
+    """A frame in one datagram, delivered alone, again and again: told once, and then left in peace."""
+    clock = Clock()
+    with refused_port(socket.SOCK_DGRAM) as port:
+        worker = worker_of(UdpSink(UdpSettings(address=f"127.0.0.1:{port}")), clock, records=1)
+        for sequence in range(1, 21):
+            worker.ring.push(small(sequence), sequence, clock())
+        worker.finish(clock.seconds + 3600)  # an open circuit ends it
+        worker.start()
+        worker.join()
+    told = [(line["event"], line.get("circuit")) for line in events(capsys)]
+    assert told == [("sink fails, its ring holds the frames", None), ("sink's circuit", "open")]
+    assert (worker.failures, worker.failures_in_a_row) == (5, 5)
+    assert worker.frames == (1, 19, 0)  # the first one is lost: nobody had been refused before
+
+
+def test_a_healthy_peer_is_not_waited_for(opened: Callable[..., UdpSink], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a refusal one delivery waits to hear of another; none does before it, or after a success."""
+    waits: list[UdpSink] = []
+    listen = UdpSink._listen_for_refusal
+    monkeypatch.setattr(UdpSink, "_listen_for_refusal", lambda sink: (waits.append(sink), listen(sink)))
+    with refused_port(socket.SOCK_DGRAM) as port:
+        sink = opened(port)
+        with UdpPeer(port=port) as peer:
+            for sequence in range(1, 11):
+                deliver(sink, small(sequence))
+            assert (len(peer.receive()), waits) == (10, [])
+        with pytest.raises(SinkError, match="Connection refused"):
+            deliver(sink, small(11), small(12))
+        with UdpPeer(port=port) as peer:
+            for sequence in range(12, 22):
+                deliver(sink, small(sequence))
+            assert (len(peer.receive()), len(waits)) == (10, 1)
