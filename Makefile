@@ -18,10 +18,10 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make lock" build/lock/bin/pip-compile --quiet
 unexport $(filter HOSTPROBE_%,$(.VARIABLES)) PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint wheel lock clean
+.PHONY: help run test test-engines lint wheel lock clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST))
 
 # Only frames go to stdout (from elsewhere: `make -s -C DIR run`, for make itself would write there). The shell waits for the agent's own end at Ctrl-C.
 run: $(STAMP) ## run the agent on this host: ten lines, one a second (CYCLES=0: until Ctrl-C)
@@ -34,6 +34,11 @@ run: $(STAMP) ## run the agent on this host: ten lines, one a second (CYCLES=0: 
 
 test: $(STAMP) ## run the tests (ARGS="-k name" goes to pytest)
 	@$(VENV_PYTHON) -m pytest $(ARGS)
+
+# The installer looks each time, and does nothing where all is there.
+test-engines: $(STAMP) ## test against real Prometheus, NATS, Kafka and others, installed in build/engines (ARGS as above)
+	@tests/engines/install
+	@$(VENV_PYTHON) -m pytest tests/engines $(ARGS)
 
 lint: $(STAMP) ## ruff check, ruff format --check, mypy --strict
 	@$(VENV_PYTHON) -m ruff check .

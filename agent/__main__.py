@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from agent import __version__
 from agent.errors import HostprobeError, UsageError
+from agent.serializers.formats import FORMATS
 from agent.units import LONGEST_INTERVAL, Duration
 from templates import TEMPLATES
 
@@ -64,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--template", metavar="NAME", help=f"start from this template: {', '.join(TEMPLATES)}")
     run.add_argument("--interval", metavar="D", help='between two frames: "250ms", "10s", "1m"')
     run.add_argument("--cycles", metavar="N", type=_cycles, default=0, help="end after N frames; 0, the default: never")
-    once.add_argument("--format", choices=("json",), default="json", help="the output's format")
+    once.add_argument(
+        "--format", choices=FORMATS, default="json", help=f"the output's format: {', '.join(FORMATS)}", metavar="F"
+    )
     once.add_argument(
         "--wait",
         metavar="D",

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent import discovery
 from agent.config import Config
-from agent.cycle import Cycle, ScheduledProbe
+from agent.cycle import Cycle, ScheduledProbe, Serializer
 from agent.errors import HostprobeError, UsageError
 from agent.exporter import Exporter
+from agent.health import Health
 from agent.layers import where
 from agent.logs import Log
-from agent.serializers.json_lines import Identity, JsonSerializer
+from agent.serializers import formats
+from agent.serializers.document import Identity
 from agent.sink_worker import SinkConfig
 from agent.table import Priority, TableSpec
 from agent.telemetry import AgentProbe, CycleMeter, ProbeMeter
+from probes.host import boot_unix_ns, uname
 from probes.procfs import Host
 
 
@@ -38,16 +42,32 @@ class Agent:
         self.meter = CycleMeter()
         instance = uuid.uuid4()
         self.exporter = _exporter(config, log, instance.bytes) if sinks else Exporter([], log)
+        self.health = Health(self.meter, config.agent.interval, self.exporter.workers)
         probes = self._probes()
-        specs = _tables((scheduled.meter.name, scheduled.probe) for scheduled in probes)
-        identity = Identity(
-            host=config.agent.hostname or socket.gethostname().encode(errors="replace").decode(),
-            instance=instance.hex,
-            tags=config.agent.tags,
-        )
-        self.serializer = JsonSerializer(specs, identity, config.agent.rates)
-        serializers = dict.fromkeys(self.exporter.formats, self.serializer)
+        self._specs = _tables((scheduled.meter.name, scheduled.probe) for scheduled in probes)
+        self._identity = _identity(config, self.host, instance.hex)
+        for worker in self.exporter.workers:
+            if hasattr(worker.sink, "host"):
+                worker.sink.host = self._identity.host
+            if hasattr(worker.sink, "watch"):
+                worker.sink.watch(self.health)
+        serializers = {}
+        for name, sink in config.sinks.items() if sinks else ():
+            try:
+                serializers[sink.format, sink.names] = self.serializer(sink.format, sink.names)
+            except UsageError as error:
+                raise UsageError(f"{config.place('sinks', name)}: {error}") from None
         self.cycle = Cycle(probes, self.meter, serializers, self.exporter, log)
+
+    def serializer(self, format: formats.Name, names: formats.Names = "hostprobe") -> Serializer:
+        """A serializer of this run's frames.
+
+        Raises:
+            UsageError: the format needs a package that isn't there.
+        """
+        options = {"names": names} if formats.FORMATS[format].has_names else {}
+        serializer: Serializer = formats.load(format)(self._specs, self._identity, self.config.agent.rates, **options)
+        return serializer
 
     def _probes(self) -> Sequence[ScheduledProbe]:
         scheduled: list[ScheduledProbe] = []
@@ -69,6 +89,17 @@ class Agent:
         """Gives back what is held; the exporter is closed by whoever started it."""
         self.cycle.close()
         self.host.close()
+
+
+def _identity(config: Config, host: Host, instance: str) -> Identity:
+    return Identity(
+        host=config.agent.hostname or socket.gethostname().encode(errors="replace").decode(),
+        instance=instance,
+        tags=config.agent.tags,
+        started_unix_ns=time.time_ns(),
+        boot_unix_ns=boot_unix_ns(host),
+        uname=uname(host),
+    )
 
 
 def _host(config: Config) -> Host:

@@ -12,11 +12,12 @@ from agent import config as configuration
 from agent.assembly import Agent, catalogue
 from agent.config import Config
 from agent.cycle import Schedule
-from agent.errors import HostprobeError
+from agent.errors import HostprobeError, UsageError
 from agent.layers import Tree
 from agent.logs import Log
 from agent.pool import Buffer
 from agent.restraint import Restraint
+from agent.serializers.formats import FORMATS, Names
 from agent.sinks.sink import LineWriter
 from agent.sinks.stdout import STDOUT
 from agent.waker import Waker
@@ -83,6 +84,8 @@ def _run_cycles(agent: Agent, waker: Waker, cycles: int, log: Log) -> bool:
 
 def once(arguments: Namespace) -> int:
     """Prints one frame; two samples are taken for its rates unless `--wait 0`."""
+    if arguments.pretty and arguments.format != "json":
+        raise UsageError(f"once: --pretty with --format {arguments.format}", "--format json")
     config = _load(arguments)
     log = Log("warning", config.log.format)
     _raise_file_limit()
@@ -95,10 +98,13 @@ def once(arguments: Namespace) -> int:
             return 0
         agent.cycle.collect()
     buffer = Buffer()
-    agent.serializer.write(agent.cycle.frame, buffer)
+    names: Names = next((sink.names for sink in config.sinks.values() if sink.format == arguments.format), "hostprobe")
+    agent.serializer(arguments.format, names).write(agent.cycle.frame, buffer)
     payload = bytes(buffer.data)
     agent.close()
-    print_line(msgspec.json.format(payload, indent=2) if arguments.pretty else payload)
+    print_line(
+        msgspec.json.format(payload, indent=2) if arguments.pretty else payload, FORMATS[arguments.format].terminator
+    )
     return 0
 
 
@@ -125,8 +131,9 @@ def sample_config(arguments: Namespace) -> int:
 def metrics(arguments: Namespace) -> int:
     """Prints the catalogue of every column."""
     from agent.serializers import catalogue as rendering
+    from agent.serializers.frame_tables import FRAME_TABLES
 
-    print_line(getattr(rendering, arguments.format)(list(catalogue())).encode())
+    print_line(getattr(rendering, arguments.format)([*catalogue(), *FRAME_TABLES]).encode())
     return 0
 
 
@@ -174,7 +181,7 @@ def _load(arguments: Namespace) -> Config:
     return configuration.load(arguments.config, getattr(arguments, "template", None), overrides)
 
 
-def print_line(payload: bytes) -> bool:
+def print_line(payload: bytes, terminator: bytes = b"\n") -> bool:
     """Writes to stdout, past Python's own buffers; False when its reader has gone, which ends the program quietly.
 
     Raises:
@@ -184,7 +191,7 @@ def print_line(payload: bytes) -> bool:
         raise HostprobeError("stdout: it is closed")
     try:
         with memoryview(payload) as view:
-            LineWriter().write(STDOUT, view)
+            LineWriter(terminator).write(STDOUT, view)
     except BrokenPipeError:
         return False
     except OSError as error:

@@ -322,7 +322,7 @@ def _explain(text: str, section: Any, kind: Any) -> tuple[tuple[str, ...], Any, 
         (r"Object missing required field `(.*)`", lambda match: "a value, it has no default"),
     ):
         if match := re.fullmatch(pattern, message, re.DOTALL):
-            value = section.get(match[1])
+            value = None if section is None else section.get(match[1])
             hint = get_type_hints(kind).get(match[1])
             hidden = _has_secret(kind) and (hint is None or get_origin(hint) is dict)
             return (*path, match[1]), None if hidden else value, expected(match)

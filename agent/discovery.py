@@ -32,6 +32,11 @@ SINKS = {
     "unix": "agent.sinks.stream:UnixSink",
     "udp": "agent.sinks.udp:UdpSink",
     "http": "agent.sinks.http:HttpSink",
+    "prometheus": "agent.sinks.prometheus:PrometheusSink",
+    "remote_write": "agent.sinks.remote_write:RemoteWriteSink",
+    "otlp": "agent.sinks.otlp:OtlpSink",
+    "kafka": "agent.sinks.kafka:KafkaSink",
+    "nats": "agent.sinks.nats:NatsSink",
 }
 
 _BUILT_IN = {"probes": PROBES, "sinks": SINKS}

@@ -17,22 +17,32 @@ from agent.frame import Frame
 from agent.logs import Log
 from agent.ring import NO_INSTANCE
 from agent.ring_records import Payload
+from agent.serializers import formats
 from agent.sink_worker import SinkConfig, SinkWorker
 from agent.table import Priority
+
+Dialect = tuple[formats.Name, formats.Names]
+"""A format, and whose names it uses: a serializer for each."""
 
 
 class Output(NamedTuple):
     """One way of writing a frame: sinks that want the same share one payload.
 
     Attributes:
-        format: the serializer's name.
+        format: of the payload.
+        names: whose names the metrics have, where the format leaves the choice.
         tables: the names of those that are wanted; all without any.
         least: tables of a lower priority are left out.
     """
 
-    format: str
+    format: formats.Name
+    names: formats.Names
     tables: tuple[str, ...]
     least: Priority
+
+    @property
+    def dialect(self) -> Dialect:
+        return self.format, self.names
 
 
 class Exporter:
@@ -66,9 +76,9 @@ class Exporter:
             self._unthinned.setdefault(_output(worker, Priority.LOW), []).append(worker)
 
     @property
-    def formats(self) -> list[str]:
-        """The formats that the sinks take."""
-        return list(dict.fromkeys(worker.settings.format for worker in self.workers))
+    def dialects(self) -> list[Dialect]:
+        """What the sinks' payloads are written in."""
+        return list(dict.fromkeys(output.dialect for output in self._unthinned))
 
     def open(self) -> None:
         """Opens the rings and the sinks.
@@ -165,7 +175,8 @@ class Exporter:
 
 
 def _output(worker: SinkWorker, least: Priority) -> Output:
-    return Output(worker.settings.format, worker.settings.tables, least)
+    settings = worker.settings
+    return Output(settings.format, settings.names, settings.tables, least)
 
 
 def _should_be_smaller(worker: SinkWorker, output: Output, payload: Payload) -> bool:

@@ -26,6 +26,7 @@ class Frame:
         self._pools = {spec.name: Pool(partial(Table, spec), keep=spec.keep_rows) for spec in specs}
         self._previous: dict[str, Table] = {}
         self._spare: dict[str, Table] = {}
+        self._failed: set[str] = set()  # tables of probes that failed when they were last due
         self._rates = Rates()
         self.tables: dict[str, Table] = {}
         self.sequence = 0
@@ -57,6 +58,8 @@ class Frame:
         assert spec.name not in self.tables, f"{spec.name}: opened twice in a cycle"
         table = self._spare.pop(spec.name, None) or self._pools[spec.name].acquire()
         table.monotonic_ns = self.monotonic_ns
+        if self._failed:
+            self._failed.discard(spec.name)
         if not spec.labels:
             table.count = 1
             table.labels = _ONE_ROW
@@ -66,9 +69,24 @@ class Frame:
     def discard(self, specs: Iterable[TableSpec]) -> None:
         """Takes the tables of a probe that failed half-way out of this cycle."""
         for spec in specs:
+            self._failed.add(spec.name)
             table = self.tables.pop(spec.name, None)
             if table is not None:
                 self._pools[spec.name].release(table)
+
+    def previous(self, name: str) -> Table | None:
+        """The table as it was collected the time before, by its name."""
+        return self._previous.get(name)
+
+    def latest(self) -> dict[str, Table]:
+        """The tables of this cycle, and of each probe that wasn't due those of its last collection.
+
+        A probe that failed when it was last due has none.
+        """
+        if self._previous.keys() <= self.tables.keys():
+            return self.tables
+        held = {name: table for name, table in self._previous.items() if name not in self._failed}
+        return held | self.tables
 
     def derive(self) -> None:
         """Computes the rates and ratios of this cycle's tables, which are filled."""

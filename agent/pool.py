@@ -117,6 +117,11 @@ class Buffer:
             self.data = bytearray(capacity)
             self._zeros = bytes(capacity)
 
+    def make_room(self, need_bytes: int) -> None:
+        """Makes room for so many bytes, and for as many again where it has to grow; what was written is lost."""
+        if need_bytes > self.capacity:
+            self.reserve(1 << need_bytes.bit_length())
+
     def clear(self) -> None:
         capacity = self.capacity
         if len(self._zeros) != capacity:

@@ -108,6 +108,17 @@ class SinkWorker:
         """What the breaker is at this moment."""
         return self.breaker.at(self._now_seconds()).circuit
 
+    @property
+    def sink(self) -> Sink:
+        """What it delivers to."""
+        return self._sink
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether its thread has ended by a defect: not at the end of the agent, nor because its reader has gone."""
+        has_ended = self._thread.ident is not None and not self._thread.is_alive()
+        return has_ended and not self.reader_gone and not self._stopping.is_set()
+
     def open(self) -> None:
         """Opens the ring and the sink.
 

@@ -89,9 +89,10 @@ class ProbeMeter:
 
 @dataclass(slots=True)
 class CycleMeter:
-    """What the cycle has done since the start."""
+    """What the cycle has done since the start; `ended_ns` is when the last one did, by the monotonic clock."""
 
     cycle_seconds: float = NAN
+    ended_ns: int = 0
     missed_cycles: int = 0
     probe_failures: int = 0
     frames: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from agent.errors import ProbeError
 from agent.frame import Frame
 from agent.table import NAN, TableSpec, gauge
@@ -14,6 +16,10 @@ HOST = TableSpec(
     gauge("uptime_seconds", "seconds", "Time since the host was booted, suspended time included."),
     gauge("boot_time_unix_seconds", "seconds", "When the host was booted, in seconds since 1970-01-01 UTC."),
 )
+
+
+# In the order of uname(2), and the domain; `arch` is there since Linux 6.1.
+_UNAME_FILES = ("ostype", "osrelease", "version", "arch", "hostname", "domainname")
 
 
 class HostProbe:
@@ -64,3 +70,27 @@ def parse_uptime(text: bytes) -> float:
     if not idle.endswith(b"\n") or not word.replace(b".", b"", 1).isdigit() or len(word) > 30:
         raise ProbeError(f"uptime: {text[:60]!r} is not `3916.88 7751.56`")
     return float(word)
+
+
+def boot_unix_ns(host: Host) -> int | None:
+    """When the host was booted, in whole seconds: where its counters began; None where it doesn't tell."""
+    if host.uses_psutil:
+        import psutil
+
+        return int(psutil.boot_time()) * 1_000_000_000
+    file = host.proc("stat", ONE_RECORD)
+    (boot_time,) = KeyedText(b"btime").pick(scheduler_part(file.read()))
+    return boot_time * 1_000_000_000 if boot_time is not None and boot_time < 2**32 else None
+
+
+def uname(host: Host) -> tuple[str, ...]:
+    """The kernel's name, release, version, machine, node and domain; "" for each that the host doesn't tell."""
+    values = []
+    for name in _UNAME_FILES:
+        file = host.proc(f"sys/kernel/{name}")
+        values.append(file.read().decode(errors="replace").removesuffix("\n"))
+        host.forget(file)
+    if host.is_local and hasattr(os, "uname"):
+        own = os.uname()
+        values[:5] = own.sysname, own.release, own.version, own.machine, own.nodename
+    return tuple(values)

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from agent import config as configuration
 from agent.config import TEMPLATES, Config, load, template_path
+from agent.discovery import SINKS
 from agent.errors import UsageError
+from agent.serializers.formats import FORMATS
 from agent.layers import merge
 from agent.ring import WhenFull
 from agent.sinks.file import FileSettings
@@ -473,13 +475,16 @@ MISTAKES = [
     ("[probes.sockets]\nprocesses = 'no'", 'probes.sockets.processes = "no": expected true or false'),
     (
         "[sinks.main]\ntype = 'stdoutt'",
-        "sinks.main.type = \"stdoutt\": expected 'stdout', or another of stdout file tcp unix udp http",
+        "sinks.main.type = \"stdoutt\": expected 'stdout', or another of " + " ".join(SINKS),
     ),
-    ("[sinks.main]\ntype = 3", "sinks.main.type = 3: expected one of stdout file tcp unix udp http"),
-    ("[sinks.main]\nformat = 'jsn'", "sinks.main.format = \"jsn\": expected 'json', or another of json"),
+    ("[sinks.main]\ntype = 3", "sinks.main.type = 3: expected one of " + " ".join(SINKS)),
+    (
+        "[sinks.main]\nformat = 'jsn'",
+        "sinks.main.format = \"jsn\": expected 'json', or another of " + " ".join(FORMATS),
+    ),
     (
         "[sinks.main]\npath = '/x'",
-        "sinks.main.path = \"/x\": expected 'batch', or another of type enabled format tables buffer batch retry",
+        "sinks.main.path = \"/x\": expected 'batch', or another of type enabled format names tables buffer batch retry",
     ),
     (
         "template = 'minimal'\n[sinks.main]\ntables = ['cpu', 'network']",

@@ -18,7 +18,8 @@ from agent.errors import ProbeError
 from agent.exporter import Exporter
 from agent.frame import Frame
 from agent.logs import Log
-from agent.serializers.json_lines import Identity, JsonSerializer
+from agent.serializers.document import Identity
+from agent.serializers.json_lines import JsonSerializer
 from agent.sink_worker import SinkConfig
 from agent.sinks.file import FileSettings, FileSink
 from agent.table import TableSpec, counter, gauge, rate
@@ -345,7 +346,7 @@ class Run:
                 ScheduledProbe(OtherProbe(), self.meters[1]),
             ],
             self.meter,
-            {"json": serializer},
+            {("json", "hostprobe"): serializer},
             self.exporter,
             log,
         )

@@ -23,7 +23,8 @@ from agent.frame import Frame
 from agent.logs import Log
 from agent.pool import Buffer
 from agent.ring_records import need
-from agent.serializers.json_lines import Identity, JsonSerializer
+from agent.serializers.document import Identity
+from agent.serializers.json_lines import JsonSerializer
 from agent.sink_worker import SinkConfig
 from agent.table import Priority, TableSpec, gauge
 from tests.workers import (
@@ -81,7 +82,7 @@ def test_frames_arrive_in_order_at_every_sink(tmp_path: Path, pipes: Callable[[]
 
 def test_formats_and_workers(tmp_path: Path) -> None:
     exporter = Exporter([file_config(tmp_path / "a", "a"), file_config(tmp_path / "b", "b")], Log())
-    assert exporter.formats == ["json"]
+    assert exporter.dialects == [("json", "hostprobe")]
     assert [worker.name for worker in exporter.workers] == ["a", "b"]
 
 

@@ -195,7 +195,7 @@ def two_cycles(root: Path, **network: object) -> Line:
         agent.cycle.collect()
         write_large_host(root, cycle=1)
         agent.cycle.collect()
-        agent.serializer.write(agent.cycle.frame, buffer)
+        agent.serializer("json").write(agent.cycle.frame, buffer)
     finally:
         agent.close()
     line: Line = json.loads(bytes(buffer.data))

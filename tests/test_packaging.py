@@ -17,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import agent
+from agent.discovery import SINKS
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGES = ("agent", "probes", "templates")
@@ -68,6 +69,7 @@ def requirements(*texts: str) -> list[Requirement]:
 
 RUNTIME = requirements(*PYPROJECT["project"]["dependencies"])
 DEVELOPMENT = requirements(*PYPROJECT["dependency-groups"]["dev"], *PYPROJECT["build-system"]["requires"])
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
 
 def test_wheel_holds_every_module_and_template(wheel: ZipFile) -> None:
@@ -99,8 +101,19 @@ def test_metadata(wheel: ZipFile, metadata: Message) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     needed = metadata.get_all("Requires-Dist", [])
     assert requirements(*(line for line in needed if "extra ==" not in line)) == RUNTIME
-    assert sorted(line for line in needed if "extra ==" in line) == ['urllib3>=2.2; extra == "http"']
+    extras = {
+        f'{requirement}; extra == "{extra.replace("_", "-")}"'
+        for extra, requirements in EXTRAS.items()
+        for requirement in requirements
+    }
+    assert {line for line in needed if "extra ==" in line} == extras
     assert b"Apache License" in wheel.read(f"{DIST_INFO}/licenses/LICENSE")
+
+
+def test_extras_are_of_sinks_and_tested() -> None:
+    assert set(EXTRAS) <= set(SINKS)
+    tested = {requirement.name for requirement in DEVELOPMENT}
+    assert {requirement.name for extra in EXTRAS.values() for requirement in requirements(*extra)} <= tested
 
 
 @pytest.mark.parametrize("name", LOCKS)

@@ -18,7 +18,8 @@ from agent.errors import RejectedError, SinkError
 from agent.exporter import Exporter
 from agent.logs import Log
 from agent.restraint import Restraint
-from agent.serializers.json_lines import Identity, JsonSerializer
+from agent.serializers.document import Identity
+from agent.serializers.json_lines import JsonSerializer
 from agent.sink_worker import SinkWorker
 from agent.telemetry import AgentProbe, CycleMeter, ProbeMeter
 from agent.units import Duration, Size
@@ -287,7 +288,7 @@ def test_held_back_the_agent_says_so_and_its_ticks_stay_on_the_grid(
     probe = AgentProbe(this.meter, meters, exporter.workers)
     serializer = JsonSerializer(probe.tables, Identity("h", "i", {}))
     log = Log("error")
-    cycle = Cycle([ScheduledProbe(probe, meters[0])], this.meter, {"json": serializer}, exporter, log)
+    cycle = Cycle([ScheduledProbe(probe, meters[0])], this.meter, {("json", "hostprobe"): serializer}, exporter, log)
     wall_ns = 1_795_217_860 * 10**9
     schedule = Schedule(10**10, True, lambda: this.now_ns, lambda: wall_ns + this.now_ns)
     ticks = []

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from agent import verification
 from agent.__main__ import main
-from agent.serializers.json_lines import SCHEMA
+from agent.serializers.document import SCHEMA
 from agent.verification import Gaps, Header, Verification
 
 REPOSITORY = Path(__file__).parent.parent

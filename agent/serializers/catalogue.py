@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from agent.serializers.json_lines import key_of
+from agent.serializers.document import key_of
+from agent.serializers.families import Naming
+from agent.serializers.names import hostprobe, node_exporter, opentelemetry
 from agent.table import Column, TableSpec
 
 
@@ -28,6 +30,11 @@ def markdown(specs: Sequence[TableSpec]) -> str:
             shape += f" In a JSON line its key is `{key_of(spec)}`."
         parts.append(f"## {spec.name}\n\n{spec.help} {shape}\n\n| column | kind | unit | meaning |\n|---|---|---|---|")
         parts[-1] += "".join(f"\n| `{c.name}` | {_kind(c)} | {c.unit} | {c.help} |" for c in spec.columns)
+        parts.append(f"| column | {' | '.join(_NAMES)} |\n|---{'|---' * len(_NAMES)}|")
+        named = [of(spec) for of in _NAMES.values()]
+        for column in spec.columns:
+            cells = [f"`{column.name}`", *(names.get(column.name, "") for names in named)]
+            parts[-1] += f"\n| {' | '.join(cells)} |"
     return "\n\n".join(parts)
 
 
@@ -56,7 +63,47 @@ Written by `hostprobe metrics --format markdown` from the declarations in the co
 Counters only grow while the host runs, and are the kernel's own figures in base units. Gauges are values of
 the moment. Derived ones (rates and ratios) are computed from this frame and the one before, and are left out with
 `agent.rates = false`; where a counter fell, or there is no frame before, they are null. What the host does not
-tell is null, never 0."""
+tell is null, never 0, and left out where a format has no null.
+
+JSON and MessagePack call columns as they stand here, below the name of their table. The second list of each table
+has the names of the other formats, with the labels that the series have. `names = "node_exporter"` gives those that
+stand below node_exporter, and Prometheus' for all others; remote write has the same as Prometheus. Influx: measurement,
+tags and field. Graphite and StatsD: behind `hostprobe.HOST.`; DogStatsD has `hostprobe.TABLE.COLUMN`, and labels as
+tags. More in [formats.md](formats.md)."""
+
+
+def _by(naming: Naming) -> Callable[[TableSpec], dict[str, str]]:
+    """What a naming calls each column: its series with their labels, those of the row without a value."""
+
+    def names(spec: TableSpec) -> dict[str, str]:
+        found = {}
+        for family in naming(spec, True):
+            for source in family.sources:
+                labels = [name for name, _ in family.labels] + [f'{name}="{value}"' for name, value in source.labels]
+                found[source.column] = f"`{family.name}{{{','.join(labels)}}}`" if labels else f"`{family.name}`"
+        return found
+
+    return names
+
+
+def _by_path(spec: TableSpec) -> dict[str, str]:
+    path = ".".join([spec.name, *(label.upper() for label in spec.labels)])
+    return {column.name: f"`{path}.{column.name}`" for column in spec.columns}
+
+
+def _by_field(spec: TableSpec) -> dict[str, str]:
+    return {column.name: f"`{','.join((spec.name, *spec.labels))} {column.name}`" for column in spec.columns}
+
+
+_NAMES: dict[str, Callable[[TableSpec], dict[str, str]]] = {
+    "Prometheus": _by(hostprobe.families),
+    "node_exporter": lambda spec: {
+        column: name for column, name in _by(node_exporter.families)(spec).items() if name.startswith("`node_")
+    },
+    "OpenTelemetry": _by(opentelemetry.families),
+    "Influx": _by_field,
+    "Graphite, StatsD": _by_path,
+}
 
 
 def _kind(column: Column) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from agent.serializers.json_lines import DEGRADED, SCHEMA, key_of
+from agent.serializers.document import DEGRADED, SCHEMA, key_of
 from agent.table import COUNTER_MAX, Column, Kind, TableSpec
 
 

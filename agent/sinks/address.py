@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from ipaddress import ip_address
 
 from agent.units import Duration
 
@@ -39,6 +40,14 @@ def connected(host: str, port: int, kind: socket.SocketKind, timeout_seconds: fl
             connection.close()
     assert last is not None, "getaddrinfo raises where there is no address"
     raise last
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to it stays on this host."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def reason(error: OSError, timeout: Duration) -> str:

@@ -23,7 +23,7 @@ from typing import Annotated
 
 import msgspec
 
-from agent.serializers.json_lines import RESERVED
+from agent.serializers.document import RESERVED
 
 HEADER_BYTES = 20
 _HEADER = struct.Struct("!QQ")
@@ -77,6 +77,30 @@ def split(frame: bytes | memoryview, limit_bytes: int) -> list[bytes]:
     while len(parts := _split(document, limit_bytes, digits)) >= 10**digits:
         digits += 1
     return parts
+
+
+def packed(payload: bytes | memoryview, limit_bytes: int, is_lines: bool) -> tuple[list[bytes], int]:
+    """A payload of another format as datagrams without a header: whole lines, as many as there is room for.
+
+    Returns:
+        The datagrams, and the bytes of the longest line; one above the limit is in none of them.
+    """
+    text = bytes(payload)
+    lines = text.split(b"\n") if is_lines and len(text) > limit_bytes else [text]
+    longest_bytes = max(map(len, lines))
+    datagrams: list[bytes] = []
+    held: list[bytes] = []
+    held_bytes = 0
+    for line in lines:
+        if held and held_bytes + len(line) > limit_bytes:
+            datagrams.append(b"\n".join(held))
+            held, held_bytes = [], 0
+        if len(line) <= limit_bytes:
+            held.append(line)
+            held_bytes += len(line) + 1
+    if held:
+        datagrams.append(b"\n".join(held))
+    return datagrams, longest_bytes
 
 
 def _split(document: dict[str, bytes], limit_bytes: int, digits: int) -> list[bytes]:

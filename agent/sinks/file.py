@@ -1,4 +1,4 @@
-"""Lines appended to a file, with rotation."""
+"""Payloads appended to a file, lines mostly, with rotation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ class FileSettings(SinkSettings, frozen=True, kw_only=True):
     max_files: Annotated[int, msgspec.Meta(ge=0)] = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_size < 1:
             raise ValueError("max_size: a size of 1 byte or more")
 
 
 class FileSink:
-    """Appends a line a payload; a line is whole or not there.
+    """Appends a line a payload, or what else the format makes of it; it is whole or not there.
 
     The file is opened again when something else renamed or removed it (logrotate).
     """
@@ -40,7 +41,8 @@ class FileSink:
         self._path = Path(settings.path)
         self._max_size = settings.max_size
         self._max_files = settings.max_files
-        self._line = LineWriter()
+        self._terminator = settings.terminator
+        self._line = LineWriter(self._terminator)
         self._fd = -1
         self._identity = (0, 0)  # device and inode of the open file
         self._size = 0
@@ -56,7 +58,7 @@ class FileSink:
             try:
                 if self._fd < 0 or self._was_moved():
                     self._open()
-                if self._size and self._size + len(payload) + 1 > self._max_size:
+                if self._size and self._size + len(payload) + len(self._terminator) > self._max_size:
                     self._rotate()
                 self._append(payload)
             except OSError as error:
@@ -77,7 +79,7 @@ class FileSink:
         status = os.fstat(self._fd)
         self._identity = (status.st_dev, status.st_ino)
         self._size = status.st_size
-        if self._size and stat.S_ISREG(status.st_mode):
+        if self._size and self._terminator and stat.S_ISREG(status.st_mode):
             self._end_torn_line()
 
     def _end_torn_line(self) -> None:
@@ -107,7 +109,7 @@ class FileSink:
                 os.ftruncate(self._fd, self._size)
                 self._line.forget()
             raise
-        self._size += len(payload) + 1
+        self._size += len(payload) + len(self._terminator)
 
     def _rotate(self) -> None:
         """path.1 becomes path.2 and so on, path becomes path.1; what exceeds `max_files` goes."""

@@ -1,15 +1,18 @@
-"""What comes back over HTTP, bounded: an answer's time, its size, and what an error shows of it."""
+"""What comes back over HTTP, bounded: an answer's time, its size, what it means and what an error shows of it."""
 
 from __future__ import annotations
 
 import errno
 import http.client
 import io
+import re
 import socket
 import ssl
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from agent.units import Duration
 
@@ -18,8 +21,42 @@ if TYPE_CHECKING:
 
 _BODY_BYTES_MAX = 64 << 10
 _LINE_CHARACTERS_MAX = 200
+_RETRY_AFTER_SECONDS_MAX = 3600.0
+_TRY_AGAIN = (408, 429)
+_TRY_EACH = (400, 413, 422)  # it may be a single payload, or their number, that the peer doesn't take
 
 C = TypeVar("C", bound=type)
+
+
+class Answer(NamedTuple):
+    """What a receiver has answered.
+
+    Attributes:
+        start: of the body, 64 KiB at most.
+        content_type: of the body, in lower case and without parameters.
+        retry_after_seconds: how long it asks to be left alone; None where it doesn't.
+    """
+
+    status: int
+    reason: str
+    start: bytes
+    content_type: str
+    retry_after_seconds: float | None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether it acknowledges the request."""
+        return 200 <= self.status < 300
+
+    @property
+    def is_for_later(self) -> bool:
+        """Whether the same request may be taken later; RFC 9110 has an unknown class be taken as 5xx."""
+        return self.status in _TRY_AGAIN or not 200 <= self.status < 500
+
+    @property
+    def may_be_for_one(self) -> bool:
+        """Whether parts of the request may be taken when each comes alone."""
+        return self.status in _TRY_EACH
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -75,7 +112,33 @@ def with_deadline(connection: C) -> C:
     return bounded
 
 
-def read_start(answer: BaseHTTPResponse) -> bytes:
+def received(answer: BaseHTTPResponse) -> Answer:
+    """An answer, read as far as it is looked at; its connection is free again, or dropped, where more would come."""
+    headers = answer.headers
+    return Answer(
+        answer.status,
+        answer.reason or "",
+        _read_start(answer),
+        headers.get("Content-Type", "").partition(";")[0].strip().lower(),
+        retry_after_seconds(headers.get("Retry-After", ""), time.time()),
+    )
+
+
+def retry_after_seconds(text: str, now_unix_seconds: float) -> float | None:
+    """A Retry-After header's seconds or date as seconds from now, an hour at most; None where it is neither."""
+    text = text.strip()
+    if re.fullmatch("[0-9]+", text):
+        seconds = float(text[:20])
+    else:
+        try:
+            date = parsedate_to_datetime(text)
+            seconds = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now_unix_seconds
+        except (ValueError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), _RETRY_AFTER_SECONDS_MAX)
+
+
+def _read_start(answer: BaseHTTPResponse) -> bytes:
     """The start of an answer's body. The connection is kept if that is all of it, and dropped if not.
 
     A body that ends early takes nothing back: the status was the answer.

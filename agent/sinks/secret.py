@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -122,6 +123,17 @@ class SecretSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         if not text or not text.isprintable():
             raise UsageError(f"{self.place}: it is not one line of printable text", "a secret")
         return text
+
+
+class BasicSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A user's name and where the password is."""
+
+    user: str
+    password: SecretSettings
+
+    def __post_init__(self) -> None:
+        if not self.user or re.search(r"[:\0-\x1f\x7f]", self.user):
+            raise ValueError('user: a name without ":" and control characters')
 
 
 def exposure(path: str | os.PathLike[str], mode: int | None = None) -> list[str]:

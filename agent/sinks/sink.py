@@ -12,6 +12,7 @@ import msgspec
 from agent.delivery import WhenFull
 from agent.ring import MIN_BYTES
 from agent.ring_file import Sync
+from agent.serializers import formats
 from agent.units import Duration, Size
 
 
@@ -75,16 +76,28 @@ class SinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """A sink's section of the configuration; a sink with settings of its own adds to it.
 
     Attributes:
+        format: what its payloads are; a sink that takes only some of them narrows the type.
+        names: whose names its metrics have, where the format leaves the choice.
         tables: the names of those that its lines have; all without any.
     """
 
     type: str = "stdout"
     enabled: bool = True
-    format: Literal["json"] = "json"
+    format: formats.Name = "json"
+    names: formats.Names = "hostprobe"
     tables: tuple[str, ...] = ()
     buffer: BufferSettings = BufferSettings()
     batch: BatchSettings = BatchSettings()
     retry: RetrySettings = RetrySettings()
+
+    @property
+    def terminator(self) -> bytes:
+        """What follows each payload in a stream."""
+        return formats.FORMATS[self.format].terminator
+
+    def __post_init__(self) -> None:
+        if self.names != "hostprobe" and not formats.FORMATS[self.format].has_names:
+            raise ValueError(f'names: "hostprobe" with format {self.format}')
 
 
 class Sink(Protocol):
@@ -95,7 +108,11 @@ class Sink(Protocol):
     all payloads of the batch are delivered whole, in their order. It raises a `SinkError` where they aren't, and is
     called again later with what is left, at its start the payload that failed; a `RejectedError` says that the peer
     will never take what is left, a `SinkClosedError` that nobody will ever read again. The payloads' memory is used
-    again after the call. A sink may have a list `notices` of what an operator should know; it is logged after `open`.
+    again after the call.
+
+    A sink may have a list `notices` of what an operator should know; it is logged after `open` and after deliveries.
+    One with an attribute `host` finds the host's name there before it opens, and one with a method `watch` is given the
+    agent's `Health`.
     """
 
     Settings: ClassVar[type[SinkSettings]]
@@ -112,11 +129,15 @@ class LineWriter:
 
     A line that an error has torn is finished before anything else is written, and is not written again
     when it comes again; it may as well have been given up meanwhile.
+
+    Args:
+        terminator: what ends a line; payloads of a format that needs none follow each other.
     """
 
-    __slots__ = ("_torn", "_written")
+    __slots__ = ("_terminator", "_torn", "_written")
 
-    def __init__(self) -> None:
+    def __init__(self, terminator: bytes = b"\n") -> None:
+        self._terminator = terminator
         self._torn = b""
         self._written = 0  # bytes of it
 
@@ -138,12 +159,12 @@ class LineWriter:
         self._written = 0
 
     def _go_on(self, descriptor: int, payload: memoryview) -> None:
-        written, size = self._written, len(payload) + 1
+        written, size = self._written, len(payload) + len(self._terminator)
         try:
             while written < size:
                 with payload[written:] as rest:
                     try:
-                        written += os.writev(descriptor, (rest, b"\n"))
+                        written += os.writev(descriptor, (rest, self._terminator))
                     except BlockingIOError:  # whoever shares the pipe or terminal made it non-blocking
                         poll = select.poll()
                         poll.register(descriptor, select.POLLOUT)

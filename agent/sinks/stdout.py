@@ -1,4 +1,4 @@
-"""Lines to standard output."""
+"""Payloads to standard output, lines mostly."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ STDOUT = 1
 
 
 class StdoutSink:
-    """One line a payload to descriptor 1, past Python's own buffers."""
+    """One line a payload to descriptor 1, or what else the format makes of it, past Python's own buffers."""
 
     Settings = SinkSettings
 
     def __init__(self, settings: SinkSettings) -> None:
         # A full disk may take half of a line, and nobody can take it back: the next try goes on behind it.
-        self._line = LineWriter()
+        self._line = LineWriter(settings.terminator)
 
     def open(self) -> None:
         if sys.stdout is None:  # descriptor 1 was closed at the start, and is some other file by now

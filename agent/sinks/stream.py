@@ -1,4 +1,4 @@
-"""JSON lines over one kept connection: TCP, with TLS if wanted, and Unix sockets.
+"""Payloads, lines mostly, over one kept connection: TCP, with TLS if wanted, and Unix sockets.
 
 Lines have no answer, so the kernel's word is the acknowledgement. On Linux a batch counts as delivered when none of
 its bytes is left in the socket's send queue (SIOCOUTQ) and the connection has no error: for TCP the peer's kernel has
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 _TIMEOUTS = (Duration(0.001), Duration(3600))
 _PATH_BYTES_MAX = 107  # sun_path of unix(7) has 108, and the last one is a NUL
-_LINE_FEED = b"\n"
 _VECTOR_PARTS_MAX = 512  # half of IOV_MAX
 _PAUSES_SECONDS = (0.0001, 0.005)  # the first and the longest one between two looks at the send queue
 _VERDICT_SECONDS_MAX = 1.0
@@ -46,7 +45,7 @@ _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
 class TcpSettings(SinkSettings, frozen=True, kw_only=True):
-    """A receiver of JSON lines over TCP.
+    """A receiver of lines over TCP.
 
     Attributes:
         timeout: for connecting to each of the host's addresses, and for a delivery that makes no progress.
@@ -60,18 +59,20 @@ class TcpSettings(SinkSettings, frozen=True, kw_only=True):
     tls: TlsSettings | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         host_and_port(self.address)
         _check_timeout(self.timeout)
 
 
 class UnixSettings(SinkSettings, frozen=True, kw_only=True):
-    """A receiver of JSON lines at a Unix stream socket; `timeout` is for a delivery that makes no progress."""
+    """A receiver of lines at a Unix stream socket; `timeout` is for a delivery that makes no progress."""
 
     type: str = "unix"
     path: str
     timeout: Duration = Duration(4)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= len(os.fsencode(self.path)) <= _PATH_BYTES_MAX:
             raise ValueError(f"path: a path of 1 to {_PATH_BYTES_MAX} bytes")
         _check_timeout(self.timeout)
@@ -91,10 +92,10 @@ class _Transfer:
         _StalledError: it hasn't, and nothing was taken for a whole timeout.
     """
 
-    def __init__(self, link: Link, payloads: Sequence[memoryview], timeout: Duration) -> None:
+    def __init__(self, link: Link, parts: list[bytes | memoryview], timeout: Duration) -> None:
         self._link = link
         self._timeout = timeout
-        self._parts: list[bytes | memoryview] = [part for payload in payloads for part in (payload, _LINE_FEED)]
+        self._parts = parts
         self._place = 0  # of the first part that isn't sent whole
         self._offset_bytes = 0  # of what isn't sent in it
         self._sent_bytes = 0
@@ -151,9 +152,10 @@ class _Transfer:
 class _StreamSink:
     """Lines over a connection that is made at the first delivery, and made anew at the next one if it broke."""
 
-    def __init__(self, place: str, timeout: Duration) -> None:
+    def __init__(self, place: str, timeout: Duration, terminator: bytes) -> None:
         self._place = place
         self._timeout = timeout
+        self._terminator = terminator
         self._link: Link | None = None
 
     def deliver(self, payloads: Sequence[memoryview]) -> None:
@@ -162,12 +164,12 @@ class _StreamSink:
                 self.close()
             if self._link is None:
                 self._link = self._connect()
-            _Transfer(self._link, payloads, self._timeout).run()
+            _Transfer(self._link, self._parts(payloads), self._timeout).run()
         except _StalledError as stalled:
             # The peer's kernel has these, and closing leaves them there.
             self.close()
             error = f"{self._place}: the peer took nothing for {self._timeout}"
-            raise SinkError(error, _whole_lines(payloads, stalled.acknowledged_bytes)) from None
+            raise SinkError(error, self._whole(payloads, stalled.acknowledged_bytes)) from None
         except OSError as error:
             # A peer that resets may not have read what its kernel had acknowledged: all is sent again.
             self.close()
@@ -177,6 +179,16 @@ class _StreamSink:
         if self._link is not None:
             self._link.close()
             self._link = None
+
+    def _parts(self, payloads: Sequence[memoryview]) -> list[bytes | memoryview]:
+        if not self._terminator:
+            return list(payloads)
+        return [part for payload in payloads for part in (payload, self._terminator)]
+
+    def _whole(self, payloads: Sequence[memoryview], size_bytes: int) -> int:
+        """How many payloads of a batch are in its first bytes whole."""
+        ends_bytes = accumulate(len(payload) + len(self._terminator) for payload in payloads)
+        return sum(end_bytes <= size_bytes for end_bytes in ends_bytes)
 
     def _connect(self) -> Link:
         raise NotImplementedError
@@ -188,7 +200,7 @@ class TcpSink(_StreamSink):
     Settings = TcpSettings
 
     def __init__(self, settings: TcpSettings) -> None:
-        super().__init__(f"tcp {settings.address}", settings.timeout)
+        super().__init__(f"tcp {settings.address}", settings.timeout, settings.terminator)
         self._settings = settings
         self._host, self._port = host_and_port(settings.address)
         self._context: ssl.SSLContext | None = None
@@ -230,7 +242,7 @@ class UnixSink(_StreamSink):
     Settings = UnixSettings
 
     def __init__(self, settings: UnixSettings) -> None:
-        super().__init__(f"unix {settings.path}", settings.timeout)
+        super().__init__(f"unix {settings.path}", settings.timeout, settings.terminator)
         self._path = settings.path
 
     def open(self) -> None: ...
@@ -244,12 +256,6 @@ class UnixSink(_StreamSink):
         except BaseException:
             connection.close()
             raise
-
-
-def _whole_lines(payloads: Sequence[memoryview], size_bytes: int) -> int:
-    """How many lines of a batch are in its first bytes whole."""
-    ends_bytes = accumulate(len(payload) + 1 for payload in payloads)
-    return sum(end_bytes <= size_bytes for end_bytes in ends_bytes)
 
 
 def _keep_alive(connection: socket.socket, timeout: Duration) -> None:

@@ -1,6 +1,7 @@
-"""TLS for sinks that connect: whom to trust, and who we are.
+"""TLS for sinks: whom to trust, and who we are.
 
-The peer is always verified; there is no setting to leave that out, so nothing is ever sent to a peer that failed.
+A peer that a sink connects to is always verified; there is no setting to leave that out, so nothing is ever sent to one
+that failed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise UsageError(f'ca "{self.ca}": no certificate in it', "a PEM file of certificates") from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.certificate:
-            self._load_certificate(context)
+            _load_certificate(context, self.certificate, self.key)
         return context
 
     def notices(self) -> list[str]:
@@ -59,24 +60,71 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         path = self.key or self.certificate
         return exposure(path) if path else []
 
-    def _load_certificate(self, context: ssl.SSLContext) -> None:
+
+class ServerTlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The section `tls` of a sink that is asked. Its files are read when the sink opens, and not again.
+
+    Attributes:
+        certificate: the server's own certificate with its chain, a PEM file.
+        key: the certificate's private key, a PEM file; "" where it is in the certificate's file.
+        client_ca: a PEM file of authorities: only clients with a certificate of theirs are served; "" serves all.
+    """
+
+    certificate: str
+    key: str = ""
+    client_ca: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.certificate:
+            raise ValueError("certificate: a PEM file")
+
+    def context(self) -> ssl.SSLContext:
+        """What these settings make of a connection: TLS 1.2 at least.
+
+        Raises:
+            UsageError: a file can't be read, or doesn't hold what it should.
+        """
         import ssl
 
-        setting, path = ("key", self.key) if self.key else ("certificate", self.certificate)
+        files = (("certificate", self.certificate), ("key", self.key), ("client_ca", self.client_ca))
+        for setting, path in files:
+            _check_readable(setting, path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION  # so that whoever sends has nothing to read first
+        _load_certificate(context, self.certificate, self.key)
+        if self.client_ca:
+            try:
+                context.load_verify_locations(self.client_ca)
+            except ssl.SSLError:
+                what = f'client_ca "{self.client_ca}": no certificate in it'
+                raise UsageError(what, "a PEM file of certificates") from None
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
-        def refuse_password() -> str:
-            # Without this, OpenSSL asks on the terminal and waits.
-            raise UsageError(f'{setting} "{path}": its private key is encrypted', "a key without a password")
+    def notices(self) -> list[str]:
+        """What is worth a warning: a private key that everybody may read. After `context`, which has seen the file."""
+        return exposure(self.key or self.certificate)
 
-        try:
-            context.load_cert_chain(self.certificate, self.key or None, password=refuse_password)
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                raise UsageError(
-                    f'{setting} "{path}": its private key is not that of certificate "{self.certificate}"'
-                ) from None
-            files = f'certificate "{self.certificate}"' + (f', key "{self.key}"' if self.key else "")
-            raise UsageError(f"{files}: {_pem_fault(error)}", "PEM of a certificate and its private key") from None
+
+def _load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    import ssl
+
+    setting, path = ("key", key) if key else ("certificate", certificate)
+
+    def refuse_password() -> str:
+        # Without this, OpenSSL asks on the terminal and waits.
+        raise UsageError(f'{setting} "{path}": its private key is encrypted', "a key without a password")
+
+    try:
+        context.load_cert_chain(certificate, key or None, password=refuse_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise UsageError(
+                f'{setting} "{path}": its private key is not that of certificate "{certificate}"'
+            ) from None
+        files = f'certificate "{certificate}"' + (f', key "{key}"' if key else "")
+        raise UsageError(f"{files}: {_pem_fault(error)}", "PEM of a certificate and its private key") from None
 
 
 def _check_readable(setting: str, path: str) -> None:

@@ -1,7 +1,10 @@
-"""Frames as UDP datagrams with sequence, time and checksum.
+"""Frames as UDP datagrams: JSON with sequence, time and checksum, all other formats as their receivers know them.
+
+Lines go as many to a datagram as it holds; what isn't lines is a datagram a payload.
 
 UDP promises nothing: a payload counts as delivered when the kernel has all of its datagrams. A receiver proves what
-was lost by the sequence of datagrams. A peer's host that says that nobody listens is noticed with the delivery after.
+was lost by the sequence of JSON's datagrams. A peer's host that says that nobody listens is noticed with the delivery
+after.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import msgspec
 
 from agent.errors import RejectedError, SinkError
 from agent.sinks.address import connected, host_and_port, reason
-from agent.sinks.datagrams import HEADER_BYTES, header, nanoseconds_of, split
+from agent.sinks.datagrams import HEADER_BYTES, header, nanoseconds_of, packed, split
 from agent.sinks.sink import SinkSettings
 from agent.units import Duration
 
@@ -30,8 +33,8 @@ class UdpSettings(SinkSettings, frozen=True, kw_only=True):
     """A receiver of datagrams.
 
     Attributes:
-        max_bytes: of a datagram with its header of 20 bytes. 1,472 and the headers of UDP and IPv4 are the 1,500
-            bytes that Ethernet carries; IPv6 has 20 bytes less. What is larger travels in fragments.
+        max_bytes: of a datagram, with its header of 20 bytes where it has one. 1,472 and the headers of UDP and IPv4
+            are the 1,500 bytes that Ethernet carries; IPv6 has 20 bytes less. What is larger travels in fragments.
     """
 
     type: str = "udp"
@@ -39,11 +42,12 @@ class UdpSettings(SinkSettings, frozen=True, kw_only=True):
     max_bytes: Annotated[int, msgspec.Meta(ge=512, le=65_507)] = 1472
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         host_and_port(self.address)
 
 
 class UdpSink:
-    """Sends each payload as one or more datagrams, numbered by one.
+    """Sends each payload as one or more datagrams; those of JSON are numbered by one.
 
     Datagrams of a payload that is sent again have new numbers: a gap is always a loss on the way.
     """
@@ -53,7 +57,9 @@ class UdpSink:
     def __init__(self, settings: UdpSettings) -> None:
         self._place = f"udp {settings.address}"
         self._host, self._port = host_and_port(settings.address)
-        self._limit_bytes = settings.max_bytes - HEADER_BYTES
+        self._has_header = settings.format == "json"
+        self._is_lines = bool(settings.terminator)
+        self._limit_bytes = settings.max_bytes - (HEADER_BYTES if self._has_header else 0)
         self._sequence = 0
         self._socket: socket.socket | None = None
         self._was_refused = False
@@ -81,13 +87,29 @@ class UdpSink:
             self._socket = None
 
     def _send(self, payload: memoryview) -> None:
-        nanoseconds = nanoseconds_of(payload)
-        for text in split(payload, self._limit_bytes):
-            if self._socket is None:
-                self._socket = self._connect()
-            sequence = self._sequence + 1
-            self._socket.sendmsg((header(sequence, nanoseconds, text), text))
-            self._sequence = sequence  # an error means that nothing was sent
+        """Sends all that fits.
+
+        Raises:
+            ValueError: some of it doesn't, or it is no frame.
+            OSError: as send(2).
+        """
+        if self._has_header:
+            nanoseconds = nanoseconds_of(payload)
+            for text in split(payload, self._limit_bytes):
+                self._send_datagram(header(self._sequence + 1, nanoseconds, text), text)
+                self._sequence += 1  # an error means that nothing was sent
+            return
+        datagrams, largest_bytes = packed(payload, self._limit_bytes, self._is_lines)
+        for text in datagrams:
+            self._send_datagram(text)
+        if largest_bytes > self._limit_bytes:
+            what = "line" if self._is_lines else "payload"
+            raise ValueError(f"a {what} of {largest_bytes} bytes: expected at most {self._limit_bytes}, its max_bytes")
+
+    def _send_datagram(self, *parts: bytes) -> None:
+        if self._socket is None:
+            self._socket = self._connect()
+        self._socket.sendmsg(parts)
 
     def _listen_for_refusal(self) -> None:
         """After a refusal, success is believed once no other comes: a refusal shows at the next send only."""

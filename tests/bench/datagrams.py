@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import msgspec
 
-from agent.serializers.json_lines import HEADER as FRAME_HEADER
+from agent.serializers.document import HEADER as FRAME_HEADER
 from agent.sinks.datagrams import HEADER_BYTES, header, nanoseconds_of, split
 
 REPOSITORY = Path(__file__).parents[2]

@@ -32,7 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 from agent.frame import Frame  # noqa: E402
 from agent.pool import Buffer  # noqa: E402
-from agent.serializers.json_lines import Identity, JsonSerializer  # noqa: E402
+from agent.serializers.document import Identity  # noqa: E402
+from agent.serializers.json_lines import JsonSerializer  # noqa: E402
 from probes import netlink  # noqa: E402
 from probes.procfs import Host  # noqa: E402
 from probes.socket_lists import SocketLists  # noqa: E402

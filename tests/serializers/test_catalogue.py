@@ -9,6 +9,7 @@ import pytest
 
 from agent.assembly import catalogue
 from agent.serializers import catalogue as rendering
+from agent.serializers.frame_tables import FRAME_TABLES
 from agent.table import TableSpec, counter, gauge, rate
 
 SPECS = list(catalogue())
@@ -21,6 +22,11 @@ SMALL = (
         rate("reads_per_second", "reads/second", "Reads a second.", "reads_total"),
         labels=("device", "kind"),
     ),
+)
+
+
+NAMES = (
+    "| column | Prometheus | node_exporter | OpenTelemetry | Influx | Graphite, StatsD |\n|---|---|---|---|---|---|\n"
 )
 
 
@@ -38,10 +44,39 @@ def test_markdown_has_a_table_a_table() -> None:
     assert text.endswith(
         "## load\n\nHow many tasks want to run. One object.\n\n"
         "| column | kind | unit | meaning |\n|---|---|---|---|\n| `load1` | gauge | load | Over 1 minute. |\n\n"
+        f"{NAMES}"
+        "| `load1` | `hostprobe_load_load1` | `node_load1` | `hostprobe.load.load1` | `load load1` | `load.load1` |\n\n"
         "## disk\n\nWhat disks do. A row for each `device` `kind`.\n\n"
         "| column | kind | unit | meaning |\n|---|---|---|---|\n| `reads_total` | counter | reads | Reads. |\n"
-        "| `reads_per_second` | gauge, derived | reads/second | Reads a second. |"
+        "| `reads_per_second` | gauge, derived | reads/second | Reads a second. |\n\n"
+        f"{NAMES}"
+        "| `reads_total` | `hostprobe_disk_reads_total{device,kind}` |  | `hostprobe.disk.reads{device,kind}`"
+        " | `disk,device,kind reads_total` | `disk.DEVICE.KIND.reads_total` |\n"
+        "| `reads_per_second` | `hostprobe_disk_reads_per_second{device,kind}` |"
+        "  | `hostprobe.disk.reads_per_second{device,kind}`"
+        " | `disk,device,kind reads_per_second` | `disk.DEVICE.KIND.reads_per_second` |"
     )
+
+
+@pytest.mark.parametrize("spec", [*SPECS, *FRAME_TABLES], ids=lambda spec: spec.name)
+def test_every_column_has_a_name_in_each_format(spec: TableSpec) -> None:
+    """But for the sum of another table's counter, and what node_exporter doesn't know."""
+    rows = re.findall(
+        r"^\| `(\w+)` \|(.*) \|$", rendering.markdown([spec]).partition("| Prometheus |")[2], re.MULTILINE
+    )
+    assert [name for name, _ in rows] == [column.name for column in spec.columns]
+    for name, cells in rows:
+        prometheus, _, *others = (cell.strip() for cell in cells.split(" | "))
+        assert prometheus or (spec.name, name) == ("agent", "probe_failures_total")
+        assert len(others) == 3
+        assert all(others)
+
+
+def test_a_name_has_the_labels_that_a_series_has() -> None:
+    (cores,) = (spec for spec in SPECS if spec.name == "cpu_core")
+    text = rendering.markdown([cores])
+    assert '`hostprobe_cpu_core_user_seconds_total{core}` | `node_cpu_seconds_total{cpu,mode="user"}` |' in text
+    assert "`cpu_core,core user_seconds_total` | `cpu_core.CORE.user_seconds_total` |" in text
 
 
 def test_json_says_everything() -> None:

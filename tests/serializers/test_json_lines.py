@@ -15,7 +15,8 @@ from jsonschema import Draft202012Validator
 
 from agent.frame import Frame
 from agent.pool import Buffer, buffer_pool
-from agent.serializers.json_lines import HEADER, Identity, JsonSerializer
+from agent.serializers.document import HEADER, Identity
+from agent.serializers.json_lines import JsonSerializer
 from agent.serializers.schema import line_schema
 from agent.table import COUNTER_MAX, NAN, Labels, TableSpec, counter, gauge, rate, ratio
 

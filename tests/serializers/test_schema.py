@@ -14,7 +14,8 @@ from jsonschema import Draft202012Validator
 from agent.assembly import catalogue
 from agent.frame import Frame
 from agent.pool import Buffer
-from agent.serializers.json_lines import Identity, JsonSerializer
+from agent.serializers.document import Identity
+from agent.serializers.json_lines import JsonSerializer
 from agent.serializers.schema import line_schema
 from agent.table import COUNTER_MAX, Kind
 

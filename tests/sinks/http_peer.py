@@ -1,4 +1,4 @@
-"""A real HTTP receiver for tests: it answers each request as told, and keeps what it was sent."""
+"""A real HTTP receiver for tests: it answers each request as told, and keeps what it was sent; and its certificates."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import ssl
 import struct
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Literal
+
+import cramjam
+import trustme
 
 Way = Literal[
     "whole",
@@ -59,11 +63,19 @@ class Request:
 
     @property
     def body(self) -> bytes:
-        return gzip.decompress(self.raw) if self.headers.get("Content-Encoding") == "gzip" else self.raw
+        match self.headers.get("Content-Encoding"):
+            case None:
+                return self.raw
+            case "gzip":
+                return gzip.decompress(self.raw)
+            case "snappy":  # a block without frames
+                return bytes(cramjam.snappy.decompress_raw(self.raw))
+            case other:
+                raise AssertionError(f"encoded as {other}")
 
 
 class HttpPeer:
-    """Listens while its `with` lasts; what isn't scripted is answered by 200.
+    """Listens while its `with` lasts; what isn't scripted is answered as `judge` says, or by 200.
 
     Attributes:
         requests: as received, in order.
@@ -81,6 +93,7 @@ class HttpPeer:
         self.refused_handshakes: list[str] = []
         self.defects: list[str] = []
         self.closed_a_connection = threading.Event()
+        self.judge: Callable[[Request], Answer] = lambda request: Answer()
         self.leaving = threading.Event()
         self.go_on = threading.Event()
         self._server = _Server(self, host, port)
@@ -177,8 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
         certificate = self.connection.getpeercert() if isinstance(self.connection, ssl.SSLSocket) else None
         headers = dict(self.headers.items())
         assert len(headers) == len(self.headers), "a header came twice"
-        peer.requests.append(Request(self.number, self.requestline, headers, raw, certificate))
-        self._answer(peer.answers.popleft() if peer.answers else Answer())
+        request = Request(self.number, self.requestline, headers, raw, certificate)
+        peer.requests.append(request)
+        self._answer(peer.answers.popleft() if peer.answers else peer.judge(request))
 
     def _answer(self, answer: Answer) -> None:
         encoded = answer.encoded()
@@ -216,3 +230,31 @@ def refused_port() -> Iterator[int]:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
+
+
+class Pki:
+    """An authority, a server that it vouches for, and files of both."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.authority = trustme.CA()
+        self.ca = self._write("ca.pem", self.authority.cert_pem.bytes())
+
+    def _write(self, name: str, content: bytes) -> str:
+        path = self.place / name
+        path.write_bytes(content)
+        path.chmod(0o600)
+        return str(path)
+
+    def server(self, *names: str) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.authority.issue_cert(*names).configure_cert(context)
+        return context
+
+    def client(self) -> dict[str, str]:
+        leaf = self.authority.issue_cert("agent@hosts.example", common_name="agent")
+        chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
+        return {
+            "certificate": self._write("client.pem", chain),
+            "key": self._write("client.key", leaf.private_key_pem.bytes()),
+        }

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.serializers.json_lines import HEADER
+from agent.serializers.document import HEADER
 from agent.sinks.datagrams import header, nanoseconds_of, split
 from tests.sinks.peers import Datagram, Frame, assemble
 

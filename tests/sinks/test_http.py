@@ -25,12 +25,13 @@ from urllib3.exceptions import HTTPError
 from agent import __version__
 from agent.config import _decode
 from agent.errors import RejectedError, SinkError, UsageError
-from agent.sinks.http import HttpSettings, HttpSink, retry_after_seconds
-from agent.sinks.http_answer import failure_text
+from agent.serializers.formats import FORMATS
+from agent.sinks.http import HttpSettings, HttpSink
+from agent.sinks.http_answer import failure_text, retry_after_seconds
 from agent.sinks.secret import SecretSettings
 from agent.sinks.tls import TlsSettings
 from agent.units import Duration
-from tests.sinks.http_peer import Answer, HttpPeer, refused_port
+from tests.sinks.http_peer import Answer, HttpPeer, Pki, refused_port
 
 TOKEN = "t0ken/of+Nobody=="
 LINES = [b'{"sequence":1}', b'{"sequence":2}', b'{"sequence":3}']
@@ -79,34 +80,6 @@ def token_file(tmp_path: Path) -> Path:
     return path
 
 
-class Pki:
-    """An authority, a server that it vouches for, and files of both."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.authority = trustme.CA()
-        self.ca = self._write("ca.pem", self.authority.cert_pem.bytes())
-
-    def _write(self, name: str, content: bytes) -> str:
-        path = self.place / name
-        path.write_bytes(content)
-        path.chmod(0o600)
-        return str(path)
-
-    def server(self, *names: str) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.authority.issue_cert(*names).configure_cert(context)
-        return context
-
-    def client(self) -> dict[str, str]:
-        leaf = self.authority.issue_cert("agent@hosts.example", common_name="agent")
-        chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
-        return {
-            "certificate": self._write("client.pem", chain),
-            "key": self._write("client.key", leaf.private_key_pem.bytes()),
-        }
-
-
 @pytest.fixture
 def pki(tmp_path: Path) -> Pki:
     return Pki(tmp_path)
@@ -130,6 +103,16 @@ def test_a_batch_is_a_body_of_lines(opened: Any, gzip: bool) -> None:
         "User-Agent": f"hostprobe/{__version__}",
         **({"Content-Encoding": "gzip"} if gzip else {}),
     }
+
+
+@pytest.mark.parametrize("gzip", [True, False])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_brings_its_content_type_and_terminator(opened: Any, name: str, gzip: bool) -> None:
+    with HttpPeer() as peer:
+        deliver(opened(peer.url(), format=name, gzip=gzip), b"one", b"two")
+    is_stream = name in ("msgpack", "otlp", "remote_write")  # whose payloads are not lines
+    assert peer.bodies == [b"onetwo" if is_stream else b"one\ntwo\n"]
+    assert peer.requests[0].headers["Content-Type"] == FORMATS[name].content_type  # type: ignore[index]
 
 
 def test_gzip_is_the_default_and_makes_it_smaller(opened: Any) -> None:

@@ -1,0 +1,53 @@
+"""What each format costs: time to write the standard template's frame, its bytes, and what is packed of them.
+
+    python tests/bench/formats.py [ROUNDS]
+
+All formats write the same frame of this host in turns; times are medians, and ratios to the JSON serializer in the
+same run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import statistics
+import sys
+import time
+
+from agent.assembly import Agent
+from agent.config import load
+from agent.logs import Log
+from agent.pool import Buffer
+from agent.serializers.formats import FORMATS
+
+
+def main() -> None:
+    """Prints the table."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 500
+    agent = Agent(load(None, "standard", {}), Log("warning", "json"), sinks=False)
+    for _ in range(3):
+        agent.cycle.collect()
+        time.sleep(0.2)
+    frame = agent.cycle.frame
+    serializers = {name: agent.serializer(name) for name in FORMATS}
+    buffers = {name: Buffer() for name in FORMATS}
+    times_us: dict[str, list[float]] = {name: [] for name in FORMATS}
+    for _ in range(rounds):
+        for name, serializer in serializers.items():
+            buffers[name].clear()
+            start = time.perf_counter_ns()
+            serializer.write(frame, buffers[name])
+            times_us[name].append((time.perf_counter_ns() - start) / 1000)
+    values = sum(table.count * len(table.spec.columns) for table in frame.tables.values())
+    print(f"a frame of {values} values, {rounds} rounds\n")
+    print(f"{'format':14}{'bytes':>8}{'gzip':>8}{'of JSON':>9}{'µs':>8}{'of JSON':>9}")
+    base = statistics.median(times_us["json"])
+    for name, taken in times_us.items():
+        data = bytes(buffers[name].data)
+        median = statistics.median(taken)
+        packed, share = len(gzip.compress(data, 6)), len(data) / len(buffers["json"].data)
+        print(f"{name:14}{len(data):8}{packed:8}{share:9.2f}{median:8.1f}{median / base:9.2f}")
+    agent.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The agent as it is run: a process of its own, with its frames as JSON lines in a file beside the sinks under test."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.engines.process import REPOSITORY, Engine
+
+PATIENT = {"base": "1s", "cap": "1s"}
+"""A sink's `retry`: pauses so long that an engine is back before five failures in a row open the circuit."""
+
+
+class Hostprobe(Engine):
+    """Collects while its `with` lasts, and has delivered what it can when that ends: with status 0, or the test fails.
+
+    The tag `env` is "test".
+
+    Args:
+        sinks: the configuration's, by name, beside `main`: the file of frames.
+        agent: more of its section `agent`, such as interval (one second) and hostname.
+        template: what it collects.
+        probes: its sections `probes`.
+        prefix: the command that it is run by.
+    """
+
+    name = "hostprobe"
+    stop_seconds = 40.0
+
+    def __init__(
+        self,
+        folder: Path,
+        sinks: Mapping[str, Mapping[str, Any]],
+        agent: Mapping[str, Any] | None = None,
+        template: str = "standard",
+        probes: Mapping[str, Mapping[str, Any]] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        super().__init__(folder)
+        self._frames = folder / "frames.jsonl"
+        self._prefix = prefix
+        self._configuration = configuration_file(
+            folder,
+            {"main": {"type": "file", "path": str(self._frames)}, **sinks},
+            agent={"interval": "1s", **(agent or {})},
+            template=template,
+            probes=probes or {},
+        )
+
+    def command(self) -> Sequence[str]:
+        return *self._prefix, sys.executable, "-m", "agent", "run", "--config", str(self._configuration)
+
+    def environment(self) -> dict[str, str]:
+        """Finds the agent of this repository, whatever its folder, and warns nobody of anything but what it logs."""
+        return {**super().environment(), "PYTHONPATH": str(REPOSITORY)}
+
+    def is_ready(self) -> bool:
+        """Whether it has collected once."""
+        return bool(self.frames())
+
+    def stop(self) -> None:
+        process = self.process
+        super().stop()
+        assert process is None or process.returncode == 0, f"status {process.returncode}: {self.log_text()}"
+
+    def frames(self) -> list[dict[str, Any]]:
+        """Those that it has collected so far, as JSON has them."""
+        if not self._frames.exists():
+            return []
+        lines = self._frames.read_bytes().split(b"\n")
+        return [json.loads(line) for line in lines[:-1]]  # the last one isn't whole
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """What it has logged so far of one kind."""
+        logged = [json.loads(line) for line in self.log_text().splitlines()]
+        return [one for one in logged if one["event"] == event]
+
+
+def configuration_file(
+    folder: Path,
+    sinks: Mapping[str, Mapping[str, Any]],
+    agent: Mapping[str, Any],
+    template: str = "standard",
+    probes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Writes a configuration, whose ways of waiting suit a test, and gives its path."""
+    tree = {
+        "template": template,
+        "agent": {"shutdown_timeout": "30s", "max_cpu_ratio": 100, "tags": {"env": "test"}, **agent},
+        "log": {"format": "json"},
+        "probes": probes or {},
+        "sinks": {name: {"retry": PATIENT, **sink} for name, sink in sinks.items()},
+    }
+    path = folder / "hostprobe.toml"
+    path.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in tree.items()))
+    return path
+
+
+def milliseconds(frame: Mapping[str, Any]) -> int:
+    """A frame's time as Prometheus and VictoriaMetrics keep it."""
+    return int(frame["time_unix_ns"]) // 1_000_000
+
+
+def needs_root() -> None:
+    """Fails the test where it can't mount."""
+    assert os.geteuid() == 0, "this test mounts file systems of its own, which only root can: run it as root"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)} = {_toml(held)}" for name, held in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)

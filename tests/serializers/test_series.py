@@ -1,0 +1,253 @@
+"""What all formats of series share: layouts that are kept, memory that is used again, labels of any text."""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from agent.frame import Frame
+from agent.pool import Buffer
+from agent.serializers import formats
+from agent.serializers.series import plain
+from agent.table import COUNTER_MAX, NAN, Labels, TableSpec
+from tests.serializers.writing import (
+    BARE,
+    DISK,
+    OWN,
+    SECOND_NS,
+    SERIES_FORMATS,
+    SHARES,
+    SPECS,
+    TIME_NS,
+    TIMES,
+    Row,
+    Writer,
+    put,
+    serializer,
+)
+
+ALL_FORMATS = list(formats.FORMATS)
+TEXTS = ["vda", "vdb", "sd a", "sd_a", "sd_a-2", 'q"uo\\te', "line\nfeed", "a,b=c", "\t\0", " \0", " \0\n", "\udcff\udcfe", "", "🦀"]
+
+
+class Story:
+    """Frames in which everything changes, by a seed."""
+
+    def __init__(self, seed: int, specs: tuple[TableSpec, ...] = SPECS) -> None:
+        self.random = random.Random(seed)
+        self.frame = Frame(specs)
+        self._specs = specs
+        self._labels: dict[str, list[Labels]] = {}
+
+    def frames(self, count: int) -> Iterator[Frame]:
+        for number in range(count):
+            step_ns = self.random.choice([SECOND_NS, SECOND_NS, 1, -3 * SECOND_NS])
+            self.frame.begin(TIME_NS + number * 10 * SECOND_NS + step_ns, number * SECOND_NS)
+            for spec in self.random.sample(self._specs, len(self._specs)) if number % 7 == 6 else self._specs:
+                fate = self.random.random()
+                if fate < 0.12:
+                    continue  # its probe isn't due
+                self._fill(spec)
+                if fate > 0.93:
+                    self.frame.discard([spec])
+            self.frame.derive()
+            yield self.frame
+
+    def _fill(self, spec: TableSpec) -> None:
+        table = self.frame.open(spec)
+        if spec.labels:
+            table.claim(self._next_labels(spec), self.random.choice([None, None, 3]))
+        table.continues = self.random.random() < 0.9
+        for row in range(table.count):
+            table.put_counters(row, [self._counter() for _ in spec.counters])
+            table.put_gauges(row, [self._gauge() for _ in spec.gauges])
+
+    def _next_labels(self, spec: TableSpec) -> list[Labels]:
+        labels = self._labels.get(spec.name, [])
+        fate = self.random.random()
+        if fate < 0.5:
+            pass  # the same object
+        elif fate < 0.6:
+            labels = list(labels)
+        elif fate < 0.75:
+            labels = self.random.sample(labels, len(labels))
+        else:
+            texts = [None, *TEXTS]
+            made = [tuple(self.random.choice(texts) for _ in spec.labels) for _ in range(self.random.randrange(6))]
+            labels = list(dict.fromkeys(made + labels[: self.random.randrange(6)]))
+        self._labels[spec.name] = labels
+        return labels
+
+    def _counter(self) -> int | None:
+        exact = self.random.choice([0, 1, 2**53 + 1, 2**63 - 1, 2**63, COUNTER_MAX, None])
+        return exact if self.random.random() < 0.2 else self.random.randrange(1000)
+
+    def _gauge(self) -> float:
+        odd = self.random.choice([NAN, -0.0, -7.0, 1e23, float("inf"), 2.0**53, 5e-324, 0.1])
+        return odd if self.random.random() < 0.2 else float(self.random.randrange(1000))
+
+    def choice(self) -> tuple[list[str], list[str]]:
+        """Which tables are wanted, and which a full ring leaves out."""
+        names = [spec.name for spec in self._specs]
+        if self.random.random() < 0.6:
+            return [], []
+        wanted = self.random.sample(names, self.random.randrange(len(names)))
+        return wanted, self.random.sample(list(self.frame.tables), min(1, len(self.frame.tables)))
+
+
+def without_starts(format: formats.Name, payload: bytes) -> object:
+    """A payload to compare; in OTLP the start of a sum isn't known from one frame."""
+    if format != "otlp":
+        return payload
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+    request = ExportMetricsServiceRequest.FromString(payload)
+    for metric in request.resource_metrics[0].scope_metrics[0].metrics:
+        for point in metric.sum.data_points:
+            assert 0 < point.start_time_unix_nano <= point.time_unix_nano
+            point.start_time_unix_nano = 0
+    return request
+
+
+@pytest.mark.parametrize("format", ALL_FORMATS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_is_kept_of_a_layout_shows_in_no_payload(format: formats.Name, seed: int) -> None:
+    """One serializer for a hundred frames writes of each what a new one does, whatever it wrote before."""
+    story = Story(seed)
+    kept, buffer = serializer(format), Buffer()
+    for frame in story.frames(100):
+        for tables, left_out in (story.choice() for _ in range(story.random.choice([1, 1, 2]))):
+            fresh = Buffer()
+            serializer(format).write(frame, fresh, tables, left_out)
+            kept.write(frame, buffer, tables, left_out)
+            assert without_starts(format, bytes(buffer.data)) == without_starts(format, bytes(fresh.data))
+            buffer.clear()
+
+
+@pytest.mark.parametrize("format", ALL_FORMATS)
+def test_without_rates_what_is_derived_is_absent(format: formats.Name) -> None:
+    """Also where nothing else is left of a table."""
+    payloads = []
+    for rates in (True, False):
+        writer = Writer(format, rates=rates)
+        for second in range(2):
+            writer.begin()
+            writer.put(TIMES, ((), (second, second), (0.5, 2.0, 0.75)))
+            writer.put(SHARES, ((), (), (0.25,)))
+            writer.frame.derive()
+        payloads.append(writer.payload())
+    derived, plainly = payloads
+    for name in (b"events_per_second", b"used_ratio", b"free_ratio"):
+        assert (name in derived, name in plainly) == (True, False)
+    assert b"threads" in plainly
+
+
+@pytest.mark.parametrize("format", SERIES_FORMATS)
+def test_absent_tables_and_empty_ones_are_absent(format: formats.Name) -> None:
+    writer = Writer(format)
+    writer.begin()
+    only_frame = writer.payload()
+    writer.put(DISK)
+    writer.put(BARE, (("name",), (), ()))
+    assert writer.payload() == only_frame
+
+
+def steady(writer: Writer, rows: int = 40) -> None:
+    """A frame of some rows, some of whose values are unknown."""
+    writer.begin()
+    writer.put(TIMES, ((), (1, None), (0.5, 2.0)))
+    table = writer.frame.open(DISK)
+    table.claim([(f"disk{row}", "ssd") for row in range(rows)])
+    table.counters[:rows] = 7
+    table.gauges[:rows] = 0.5
+    table.forget_counters(3)
+
+
+@pytest.mark.parametrize("format", ALL_FORMATS)
+def test_writing_again_and_again_takes_no_memory(format: formats.Name) -> None:
+    writer = Writer(format)
+    steady(writer)
+    frame, buffer, write = writer.frame, writer.buffer, writer.serializer.write
+    for _ in range(100):
+        write(frame, buffer)
+        buffer.clear()
+    held, capacity = id(buffer.data), buffer.capacity
+    gc.collect()
+    gc.disable()
+    try:
+        blocks = sys.getallocatedblocks()
+        for _ in range(2000):
+            write(frame, buffer)
+            buffer.clear()
+        grown = sys.getallocatedblocks() - blocks
+    finally:
+        gc.enable()
+    assert grown < 50
+    assert (id(buffer.data), buffer.capacity) == (held, capacity)
+
+
+@pytest.mark.parametrize("format", ALL_FORMATS)
+def test_a_buffer_that_others_used_before_is_used_again(format: formats.Name) -> None:
+    writer = Writer(format)
+    held = []
+    for number in range(20):
+        steady(writer, 30 + number % 5)
+        writer.payload()
+        held.append((id(writer.buffer.data), writer.buffer.capacity))
+    assert len(set(held[1:])) == 1
+
+
+@pytest.mark.parametrize("format", ALL_FORMATS)
+def test_no_reference_cycles(format: formats.Name) -> None:
+    story = Story(3)
+    kept, buffer = serializer(format), Buffer()
+    frames = story.frames(103)
+    for _ in range(3):
+        kept.write(next(frames), buffer)
+    gc.collect()
+    gc.disable()
+    try:
+        for frame in frames:
+            kept.write(frame, buffer)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("format", SERIES_FORMATS)
+def test_ten_thousand_devices(format: formats.Name) -> None:
+    writer = Writer(format)
+    writer.begin()
+    table = writer.frame.open(DISK)
+    table.claim([(f"disk{row}", None) for row in range(10_000)])
+    table.counters[:10_000, 0] = range(1, 10_001)
+    payload = writer.payload()
+    assert all(name in payload for name in (b"disk0", b"disk9999"))
+    assert payload == writer.payload()
+
+
+@pytest.mark.parametrize("format", ALL_FORMATS)
+def test_a_host_and_tags_of_any_text_are_written(format: formats.Name) -> None:
+    tags = dict(zip(["a-b", "1x", "__name__", "device", "", "größe", "a:b", "a b,c=d\\"], TEXTS[-8:], strict=True))
+    writer = Writer(format, identity=serializer_identity("web.1 \0\n,=", {**tags, "full": "x" * 300}))
+    writer.begin()
+    writer.put(DISK, (("vda", "ssd"), (1, 2), (3.0, 4.0)))
+    assert b"vda" in writer.payload()
+
+
+def serializer_identity(host: str, tags: dict[str, str]) -> object:
+    from agent.serializers.document import Identity
+
+    return Identity(host=host, instance="6f0c", tags=tags)
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [(None, ""), ("", ""), ("größe 🦀", "größe 🦀"), ("/mnt/\udcff", "/mnt/\\udcff"), ("ö\udcff", "ö\\udcff")],
+)
+def test_plain(label: str | None, text: str) -> None:
+    assert plain(label) == text

@@ -1,0 +1,208 @@
+"""Frames for tests of formats, what writes them, and what of them a reader must find."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from agent import __version__
+from agent.assembly import Agent
+from agent.config import load
+from agent.frame import Frame
+from agent.logs import Log
+from agent.pool import Buffer
+from agent.serializers import formats
+from agent.serializers.document import Identity
+from agent.serializers.families import Naming
+from agent.serializers.frame_tables import FRAME, LEFT_OUT, UNAME
+from agent.table import Kind, Labels, Table, TableSpec, counter, gauge, rate
+
+SECOND_NS = 1_000_000_000
+TIME_NS = 1_795_217_867_123_456_789
+IDENTITY = Identity(
+    host="web-1",
+    instance="6f0c",
+    tags={"env": "prod", "rack": "42"},
+    started_unix_ns=TIME_NS - 5 * SECOND_NS,
+    boot_unix_ns=TIME_NS - 1000 * SECOND_NS,
+    uname=("Linux", "6.1.0", "#1 SMP", "x86_64", "web-1", "(none)"),
+)
+
+TIMES = TableSpec(
+    "times",
+    "Every kind of column, in an order that is not the order of the arrays.",
+    rate("events_per_second", "events/second", 'Events "a" second.', "events_total"),
+    gauge("load1", "load", "Load."),
+    counter("busy_seconds_total", "seconds", "Busy,\nin all.", per=100),
+    gauge("used_ratio", "ratio", "Share.", derived=True),
+    counter("events_total", "events", r"Events \o/."),
+    gauge("threads", "tasks", "Threads."),
+)
+DISK = TableSpec(
+    "disk",
+    "A row each.",
+    counter("reads_total", "reads", "Reads."),
+    gauge("in_progress", "requests", "Now."),
+    counter("busy_seconds_total", "seconds", "Busy.", per=1000),
+    gauge("wait_seconds", "seconds", "Waiting."),
+    rate("reads_per_second", "reads/second", "Reads a second.", "reads_total"),
+    labels=("device", "kind"),
+    rows=4,
+)
+OWN = TableSpec(
+    "agent_probe",
+    "One of the agent's own.",
+    counter("failures_total", "failures", "Failures."),
+    gauge("up", "boolean", "Whether."),
+    labels=("probe",),
+)
+BARE = TableSpec("bare", "Labels and nothing else.", labels=("name",))
+SHARES = TableSpec("shares", "Nothing but what is derived.", gauge("free_ratio", "ratio", "Share.", derived=True))
+SPECS = (TIMES, DISK, OWN, BARE, SHARES)
+SERIES_FORMATS: list[formats.Name] = [name for name in formats.FORMATS if name not in ("json", "msgpack")]
+
+Row = tuple[Labels, Sequence[int | None], Sequence[float]]
+"""A row's labels, counters and gauges."""
+
+
+class Known(NamedTuple):
+    """One value that a reader must find."""
+
+    table: str
+    labels: Labels
+    column: str
+    value: float
+
+
+class Series(NamedTuple):
+    """One that a reader of series must find, its labels sorted."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+def serializer(
+    format: formats.Name,
+    specs: Iterable[TableSpec] = SPECS,
+    identity: Identity = IDENTITY,
+    rates: bool = True,
+    names: formats.Names = "hostprobe",
+) -> Any:
+    """A new one of a format."""
+    options = {"names": names} if formats.FORMATS[format].has_names else {}
+    return formats.load(format)(specs, identity, rates, **options)
+
+
+class Writer:
+    """Frames in, payloads out, with one serializer and one buffer."""
+
+    def __init__(self, format: formats.Name, specs: Sequence[TableSpec] = SPECS, **options: Any) -> None:
+        self.frame = Frame(specs)
+        self.buffer = Buffer()
+        self.serializer = serializer(format, specs, **options)
+
+    def begin(self, time_ns: int | None = None) -> Frame:
+        """The next frame, by the monotonic clock a second after the one before; by the wall clock too unless given."""
+        seconds = self.frame.sequence
+        self.frame.begin(TIME_NS + seconds * SECOND_NS if time_ns is None else time_ns, seconds * SECOND_NS)
+        return self.frame
+
+    def put(self, spec: TableSpec, *rows: Row) -> Table:
+        """A table of these rows."""
+        return put(self.frame, spec, rows)
+
+    def payload(self, tables: Sequence[str] = (), left_out: Sequence[str] = ()) -> bytes:
+        """The frame as it is written."""
+        self.serializer.write(self.frame, self.buffer, tables, left_out)
+        return bytes(self.buffer.data)
+
+    def text(self) -> str:
+        """The same, decoded."""
+        return self.payload().decode("utf-8", "strict")
+
+
+def put(frame: Frame, spec: TableSpec, rows: Sequence[Row]) -> Table:
+    table = frame.open(spec)
+    if spec.labels:
+        table.claim([labels for labels, _, _ in rows])
+    for row, (_, counters, gauges) in enumerate(rows):
+        table.put_counters(row, counters)
+        table.put_gauges(row, gauges)
+    return table
+
+
+@contextmanager
+def collected(template: str) -> Iterator[tuple[Agent, Frame]]:
+    """A frame of this host, its second one, with what the agent collects of itself."""
+    agent = Agent(load(None, template, {}), Log("warning", "json"), sinks=False)
+    try:
+        agent.cycle.collect()
+        agent.cycle.collect()
+        yield agent, agent.cycle.frame
+    finally:
+        agent.close()
+
+
+def known(
+    frame: Frame,
+    identity: Identity = IDENTITY,
+    rates: bool = True,
+    tables: Mapping[str, Table] | None = None,
+) -> list[Known]:
+    """Every known value of a frame, and of the tables that formats of series have beside it.
+
+    Args:
+        tables: those that are told of; the frame's without any.
+    """
+    shown = frame.tables if tables is None else tables
+    own = (identity.host, identity.instance, __version__)
+    figures = (frame.sequence, frame.time_unix_ns / 1e9, frame.interval_seconds, 0)
+    found = [
+        Known(FRAME.name, own, column.name, value) for column, value in zip(FRAME.columns, figures, strict=True)
+    ]
+    for name, table in shown.items():
+        for row in range(table.count):
+            found += [Known(name, table.labels[row], column, value) for column, value in _values(table, row, rates)]
+    found += [Known(LEFT_OUT.name, (name,), "rows", table.dropped) for name, table in shown.items() if table.dropped]
+    return [one for one in found if math.isfinite(one.value)]
+
+
+def _values(table: Table, row: int, rates: bool) -> Iterator[tuple[str, float]]:
+    spec = table.spec
+    for column in spec.columns:
+        if column.derived and not rates:
+            continue
+        if column.kind is Kind.COUNTER:
+            index = spec.counter_index[column.name]
+            if not table.unknown[row, index]:
+                count = int(table.counters[row, index])
+                yield column.name, count if column.per == 1 else count / column.per
+        else:
+            value = float(table.gauges[row, spec.gauge_index[column.name]])
+            yield column.name, int(value) if column.integral and abs(value) <= 2**53 else value
+
+
+def series(values: Iterable[Known], specs: Iterable[TableSpec], naming: Naming, **also: str) -> list[Series]:
+    """What these values are called by a naming, sorted.
+
+    Args:
+        also: labels that all of them have.
+    """
+    found = []
+    by_column: dict[tuple[str, str], list[Known]] = {}
+    for one in values:
+        by_column.setdefault((one.table, one.column), []).append(one)
+    for spec in (FRAME, LEFT_OUT, UNAME, *specs):
+        columns = {column.name: column for column in spec.columns}
+        for family in naming(spec, True):
+            for source in family.sources:
+                for one in by_column.get((spec.name, source.column), ()):
+                    row = dict(zip(spec.labels, one.labels, strict=True))
+                    labels = also | {name: row[label] or "" for name, label in family.labels} | dict(source.labels)
+                    is_whole = columns[source.column].integral
+                    value = one.value // source.per if is_whole else one.value / source.per
+                    found.append(Series(family.name, tuple(sorted(labels.items())), value))
+    return sorted(found)
