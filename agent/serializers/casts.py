@@ -95,8 +95,8 @@ class CastBlock:
         def result(guarded: bool) -> str:
             return tuple_of(
                 [
-                    expression(spec, columns[source.column], source.per, only_int64=only_int64, guarded=guarded)
-                    for _, source, _ in self._sources
+                    expression(spec, columns[s.column], s.per, only_int64=only_int64, guarded=guarded, only=s.only)
+                    for _, s, _ in self._sources
                 ]
             )
 

@@ -76,11 +76,12 @@ def _by(naming: Naming) -> Callable[[TableSpec], dict[str, str]]:
     """What a naming calls each column: its series with their labels, those of the row without a value."""
 
     def names(spec: TableSpec) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         for family in naming(spec, True):
             for source in family.sources:
                 labels = [name for name, _ in family.labels] + [f'{name}="{value}"' for name, value in source.labels]
-                found[source.column] = f"`{family.name}{{{','.join(labels)}}}`" if labels else f"`{family.name}`"
+                series = f"`{family.name}{{{','.join(labels)}}}`" if labels else f"`{family.name}`"
+                found[source.column] = f"{found[source.column]} {series}" if source.column in found else series
         return found
 
     return names

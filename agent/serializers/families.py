@@ -22,11 +22,13 @@ class Source(NamedTuple):
         column: its name in the table.
         labels: constant ones, beside those of the row.
         per: the shown values are divided by it.
+        only: a key label and its value: other rows have no series of it.
     """
 
     column: str
     labels: tuple[Label, ...] = ()
     per: int = 1
+    only: Label | None = None
 
 
 class Family(NamedTuple):

@@ -45,7 +45,7 @@ class PrometheusSerializer(SeriesSerializer):
         sources = [source for family in families for source in family.sources]
 
         def result(guarded: bool) -> str:
-            return tuple_of([expression(spec, columns[s.column], s.per, guarded=guarded) for s in sources])
+            return tuple_of([expression(spec, columns[s.column], s.per, guarded=guarded, only=s.only) for s in sources])
 
         rows = Rows(result)
 

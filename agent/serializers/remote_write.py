@@ -75,7 +75,9 @@ class RemoteWriteSerializer(CastSerializer):
         self, specs: Iterable[TableSpec], identity: Identity, rates: bool = True, names: Names = "hostprobe"
     ) -> None:
         self._request = write_request_class()
-        self._sample = self._request().timeseries.add().samples.add()
+        # Of each message one stays: without any, its class would be made anew for each layout, and a class is a cycle.
+        self._series = self._request().timeseries.add()
+        self._label, self._sample = self._series.labels.add(), self._series.samples.add()
         tags = {label_name(name): value for name, value in identity.tags.items()}
         self._labels = tags | {"job": "hostprobe", "instance": identity.host}
         super().__init__(specs, identity, rates, naming(names), has_uname=names == "node_exporter")

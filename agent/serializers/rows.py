@@ -19,7 +19,14 @@ INT64_MAX = 2**63 - 1
 """What formats with signed integers can hold."""
 
 
-def expression(spec: TableSpec, column: Column, per: int = 1, only_int64: bool = False, guarded: bool = False) -> str:
+def expression(
+    spec: TableSpec,
+    column: Column,
+    per: int = 1,
+    only_int64: bool = False,
+    guarded: bool = False,
+    only: tuple[str, str] | None = None,
+) -> str:
     """Python for a column's shown value, of a row's counters `c` and gauges `g`.
 
     An unknown counter is None where it is `guarded`, an unknown gauge NaN or None.
@@ -28,7 +35,11 @@ def expression(spec: TableSpec, column: Column, per: int = 1, only_int64: bool =
         per: the shown value is divided by it.
         only_int64: a whole number beyond 64 bits with a sign is None.
         guarded: counters may be None.
+        only: a key label and its value: None in the other rows.
     """
+    if only is not None:
+        value = expression(spec, column, per, only_int64, guarded)
+        return f"({value}) if labels[{spec.labels.index(only[0])}] == {only[1]!r} else None"
     if column.kind is Kind.COUNTER:
         value = f"c[{spec.counter_index[column.name]}]"
         shown = f"{value} / {column.per * per}"

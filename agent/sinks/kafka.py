@@ -22,7 +22,8 @@ from agent.units import Duration
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Producer
 
-_TIMEOUTS = (Duration(0.1), Duration(3600))
+# An idempotent producer asks for its identity after half a second, and each failure makes a new one.
+_TIMEOUTS = (Duration(1), Duration(3600))
 _PURGE_SECONDS = 1.0  # for the reports of what was purged, which wait for nobody else
 _RECORDS_MAX = 10_000  # of a batch, as BatchSettings has it
 _RECORD_EXTRA_BYTES = 1 << 10  # key and bookkeeping
@@ -245,7 +246,7 @@ def _refusals() -> set[int]:
 
 
 def _configuration(settings: KafkaSettings, secret: Secret | None) -> dict[str, Any]:
-    """What librdkafka is told; its own names, in its documentation's order of subjects."""
+    """What librdkafka is told, by its own names; the operator's properties come before those that are ours."""
     milliseconds = round(settings.timeout * 1000)
     largest_bytes = max(settings.buffer.size, settings.batch.bytes) + _RECORDS_MAX * _RECORD_EXTRA_BYTES
     configuration: dict[str, Any] = {

@@ -4,7 +4,7 @@
 
 Collects 100 frames of this host with the standard template, a tenth of a second apart, and writes them in every
 format. The sinks over HTTP then send them to a receiver on loopback that counts every byte of the requests, heads
-included: each frame alone, as at an interval, and all in one batch, as after an outage. The prometheus sink is
+included: each frame alone, as at an interval, and in the largest batches, as after an outage. The prometheus sink is
 scraped as Prometheus does it, with gzip. TLS, TCP and IP come on top. Prints the tables of README.md, but for the
 brokers' bytes, which tests/bench/fleet.py reads in the brokers.
 """
@@ -30,6 +30,7 @@ from agent.sinks.http import HttpSettings, HttpSink
 from agent.sinks.otlp import OtlpSettings, OtlpSink
 from agent.sinks.prometheus import PrometheusSettings, PrometheusSink
 from agent.sinks.remote_write import RemoteWriteSettings, RemoteWriteSink
+from agent.sinks.sink import BatchSettings
 
 HOSTS = 10_000
 FRAMES = 100
@@ -71,13 +72,13 @@ class Receiver:
                     connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
 
 
-def frames_of_this_host() -> tuple[dict[formats.Name, list[bytes]], int]:
+def frames_of_this_host() -> tuple[dict[str, list[bytes]], int]:
     """The frames in every format, and the series of the last one."""
     agent = Agent(load(template="standard", environment={}), Log("error", "console"))
     agent.exporter.open()  # so that there is a row for the sink
     names: Sequence[formats.Name] = get_args(formats.Name)
     serializers = {name: agent.serializer(name) for name in names}
-    payloads: dict[formats.Name, list[bytes]] = {name: [] for name in names}
+    payloads: dict[str, list[bytes]] = {name: [] for name in names}
     buffer = Buffer()
     for number in range(FRAMES + 2):
         time.sleep(0.1)
@@ -94,15 +95,18 @@ def frames_of_this_host() -> tuple[dict[formats.Name, list[bytes]], int]:
 
 
 def sent(sink: Any, receiver: Receiver, payloads: Sequence[bytes]) -> tuple[float, float]:
-    """Bytes per frame of the sink's requests: of each frame alone, and of all in one batch."""
+    """Bytes per frame of the sink's requests: of each frame alone, and in the largest batches."""
     views = [memoryview(payload) for payload in payloads]
+    batch = BatchSettings()
+    largest = min(batch.max, batch.bytes // max(map(len, views)))
     figures = []
     sink.open()
-    for batches in ([[view] for view in views], [views]):
+    for size in (1, largest):
         before = receiver.bytes
-        for batch in batches:
-            sink.deliver(batch)
-        figures.append((receiver.bytes - before) / len(payloads))
+        starts = range(0, len(views) - size + 1, size)
+        for start in starts:
+            sink.deliver(views[start : start + size])
+        figures.append((receiver.bytes - before) / (size * len(starts)))
     sink.close()
     return figures[0], figures[1]
 
@@ -152,14 +156,14 @@ def main() -> None:
     scrape = round(scraped(payloads["prometheus"]))
     print(f"{series} series a host\n\n| format | bytes of a frame |\n|---|---|")
     print("\n".join(f"| `{name}` | {size:,} |" for name, size in raw.items()))
-    print("\n| path | bytes of a frame | on the wire, alone | on the wire, in a batch of 100 |\n|---|---|---|---|")
+    print("\n| path | bytes of a frame | on the wire, alone | on the wire, in large batches |\n|---|---|---|---|")
     for path, (name, (alone, together)) in wire.items():
-        print(f"| {path} | {raw[name]:,} | {alone:,.0f} | {together:,.0f} |")  # type: ignore[index]
+        print(f"| {path} | {raw[name]:,} | {alone:,.0f} | {together:,.0f} |")
     print(f"| a scrape, gzip | {raw['prometheus']:,} | {scrape:,} | - |")
     print("\n| path | interval | frames/s | MB/s | GB/day | series | samples/s | ring for an hour |")
     print("|---|---|---|---|---|---|---|---|")
     for path, (name, (alone, _)) in wire.items():
-        print(fleet_row(path, hosts, 10, raw[name], round(alone), series))  # type: ignore[index]
+        print(fleet_row(path, hosts, 10, raw[name], round(alone), series))
     print(fleet_row("a scrape, gzip", hosts, 15, 0, scrape, series))
 
 

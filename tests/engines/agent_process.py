@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.engines.process import REPOSITORY, Engine
 
-PATIENT = {"base": "1s", "cap": "1s"}
+PATIENT = {"base": "3s", "cap": "3s"}
 """A sink's `retry`: pauses so long that an engine is back before five failures in a row open the circuit."""
 
 

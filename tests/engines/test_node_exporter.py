@@ -28,6 +28,7 @@ COLLECTORS = (
     *("cpu", "meminfo", "loadavg", "diskstats", "netdev", "netclass", "filesystem"),
     *("pressure", "sockstat", "netstat", "vmstat", "stat", "time", "uname"),
 )
+NEWER = {"node_pressure_irq_stalled_seconds_total"}  # where the kernel has it; Debian's version hasn't
 UNLISTED = "netclass"  # of this one the page tells only what hostprobe has
 CLAIMED = {
     family.name
@@ -171,18 +172,19 @@ def is_as_theirs(series: Series, moment: Moment) -> bool:
 def test_every_name_that_it_takes_is_one_of_theirs(moment: Moment) -> None:
     assert moment.ours.names
     assert moment.ours.names <= CLAIMED
-    assert moment.ours.names <= moment.after.names
-    kinds = {name: moment.after.kinds[name] for name in moment.ours.names}
-    assert moment.ours.kinds == kinds
+    shared = moment.ours.names - NEWER
+    assert shared <= moment.after.names
+    assert {name: moment.ours.kinds[name] for name in shared} == {name: moment.after.kinds[name] for name in shared}
 
 
 def test_help_is_theirs(moment: Moment) -> None:
-    assert moment.ours.helps == {name: moment.after.helps[name] for name in moment.ours.names}
+    shared = moment.ours.names & moment.after.names
+    assert {name: moment.ours.helps[name] for name in shared} == {name: moment.after.helps[name] for name in shared}
 
 
 def test_every_series_is_one_of_theirs_with_the_same_labels(moment: Moment) -> None:
     unknown = [series for series in moment.ours.values if series not in moment.after.values and not is_hidden(series)]
-    assert unknown == []
+    assert [series for series in unknown if series[0] not in NEWER] == []
 
 
 def test_no_claimed_series_is_missing(moment: Moment) -> None:

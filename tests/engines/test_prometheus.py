@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trustme
 
-from tests.engines.agent_process import PATIENT, Hostprobe, milliseconds, needs_root
+from agent.assembly import Agent
+from agent.config import load
+from agent.delivery import Drop
+from agent.logs import Log
+from agent.sink_worker import SinkWorker
+from tests.engines.agent_process import Hostprobe, configuration_file, milliseconds, needs_root
 from tests.engines.process import LOCALHOST, free_ports, http, patiently
 from tests.engines.stores import Prometheus
+from tests.workers import events, until
 
 PASSWORD = "p4ssword-of-nobody"
 SCRAPED = ("prometheus", "openmetrics", "private")
 REFUSED = ("without-certificate", "wrong-password")
-# What a label's value has to have escaped, and what no label can hold as it is.
-MOUNT_POINTS = (b'a "quoted" one', b"back\\slash", b"two\nlines", b"no utf-8 \xff\xfe", "größer ☃".encode())
+MOUNT_POINTS = (b'a "quoted" one', b"back\\slash", b"two\nlines", "größer ☃".encode())
+NO_UTF_8 = (b"no utf-8 \xff", b"no utf-8 \xfe")
 
 
 def series(store: Prometheus, selector: str) -> dict[int, float]:
@@ -74,8 +82,8 @@ class Scraped:
         values = series(self.store, f'{metric}{{job="{job}"{labels}}}')
         assert values.keys() == sequences.keys()
         found: dict[int, list[float]] = {}
-        for time, sequence in sequences.items():
-            found.setdefault(int(sequence), []).append(values[time])
+        for at_ms, sequence in sequences.items():
+            found.setdefault(int(sequence), []).append(values[at_ms])
         return found
 
 
@@ -88,7 +96,7 @@ def scraped(prometheus: Callable[..., Prometheus], tmp_path_factory: pytest.Temp
     certificates = Certificates(folder)
     (folder / "password").write_text(PASSWORD)
     (folder / "password").chmod(0o600)
-    mounts = [os.fsencode(folder) + b"/" + name for name in MOUNT_POINTS]
+    mounts = [os.fsencode(folder) + b"/" + name for name in (*MOUNT_POINTS, *NO_UTF_8)]
     for mount in mounts:
         os.mkdir(mount)
     certificate, key = certificates.server
@@ -116,8 +124,16 @@ def scraped(prometheus: Callable[..., Prometheus], tmp_path_factory: pytest.Temp
 
 def in_own_namespace(mounts: Sequence[bytes]) -> Sequence[str]:
     """Runs a command where a tmpfs is mounted at each of some paths, which nobody else sees."""
-    script = "count=$1; shift; while [ $count -gt 0 ]; do mount -t tmpfs -o size=1m odd \"$1\" || exit; "
-    script += "shift; count=$((count - 1)); done; exec \"$@\""
+    # The agent reads the mounts of process 1, whose namespace it takes for the host's: here it is process 1 itself.
+    script = """
+count=$1; shift
+for path; do
+    [ $count -gt 0 ] || break
+    mount -t tmpfs -o size=1m odd "$path" || exit
+    shift; count=$((count - 1))
+done
+mount --bind /proc/$$ /proc/1 && exec "$@"
+"""
     paths = [os.fsdecode(mount) for mount in mounts]
     return ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", str(len(paths)), *paths]
 
@@ -170,13 +186,17 @@ def test_whoever_is_not_allowed_gets_nothing(scraped: Scraped) -> None:
 @pytest.mark.parametrize("job", SCRAPED)
 def test_the_sequence_grows_by_one(scraped: Scraped, job: str) -> None:
     """Who scrapes more often than a cycle lasts sees every frame."""
-    in_time_order = [value for _, value in sorted(series(scraped.store, f'hostprobe_frame_sequence{{job="{job}"}}').items())]
+    in_time_order = [
+        value for _, value in sorted(series(scraped.store, f'hostprobe_frame_sequence{{job="{job}"}}').items())
+    ]
     assert in_time_order == sorted(in_time_order)
     seen = sequences(scraped.store, job)
     assert seen == [seen[0] + number for number in range(len(seen))]
     (result,) = scraped.store.query(f'hostprobe_frame_sequence{{job="{job}"}}[1h]')
     frame = scraped.frames[int(seen[0])]
-    assert {"env": "test", "job": job, "host": frame["host"], "run": frame["instance"]}.items() <= result["metric"].items()
+    assert {"env": "test", "job": job, "host": frame["host"], "run": frame["instance"]}.items() <= result[
+        "metric"
+    ].items()
 
 
 @pytest.mark.parametrize("job", SCRAPED)
@@ -188,7 +208,11 @@ def test_the_sequence_grows_by_one(scraped: Scraped, job: str) -> None:
         ("hostprobe_host_boot_time_unix_seconds", "", lambda frame: frame["host_table"]["boot_time_unix_seconds"]),
         ("hostprobe_cpu_user_seconds_total", "", lambda frame: frame["cpu"]["user_seconds_total"]),
         ("hostprobe_cpu_context_switches_total", "", lambda frame: frame["cpu"]["context_switches_total"]),
-        ("hostprobe_cpu_core_idle_seconds_total", ',core="0"', lambda frame: frame["cpu_core"][0]["idle_seconds_total"]),
+        (
+            "hostprobe_cpu_core_idle_seconds_total",
+            ',core="0"',
+            lambda frame: frame["cpu_core"][0]["idle_seconds_total"],
+        ),
         ("hostprobe_frame_time_unix_seconds", "", lambda frame: frame["time_unix_ns"] / 1e9),
     ],
 )
@@ -201,15 +225,25 @@ def test_values_are_those_of_the_frame(
 
 
 @pytest.mark.parametrize("job", SCRAPED)
-@pytest.mark.parametrize("name", MOUNT_POINTS, ids=str)
+@pytest.mark.parametrize("name", MOUNT_POINTS, ids=ascii)
 def test_odd_mount_points(scraped: Scraped, job: str, name: bytes) -> None:
-    """Each comes as it is, or, where it is no UTF-8, with an escape."""
-    mountpoint = (scraped.folder + b"/" + name).decode(errors="surrogateescape")
-    shown = mountpoint.encode(errors="backslashreplace").decode()
-    labels = f",mountpoint={json.dumps(shown, ensure_ascii=False)}"
-    found = scraped.values(job, "hostprobe_filesystem_size_bytes", labels)
+    assert sizes(scraped, job, (scraped.folder + b"/" + name).decode()) == {1 << 20}
+
+
+@pytest.mark.xfail(reason="probes.probe.as_text makes of both the same text, with U+FFFD", strict=True)
+@pytest.mark.parametrize("job", SCRAPED)
+@pytest.mark.parametrize("name", NO_UTF_8, ids=ascii)
+def test_mount_points_that_are_no_utf_8(scraped: Scraped, job: str, name: bytes) -> None:
+    """They have escapes, so that two series stay two."""
+    shown = (scraped.folder + b"/" + name).decode(errors="surrogateescape").encode(errors="backslashreplace").decode()
+    assert sizes(scraped, job, shown) == {1 << 20}
+
+
+def sizes(scraped: Scraped, job: str, mountpoint: str) -> set[float]:
+    """All that were scraped of a file system."""
+    found = scraped.values(job, "hostprobe_filesystem_size_bytes", f",mountpoint={json.dumps(mountpoint)}")
     assert len(found) >= 6
-    assert {value for held in found.values() for value in held} == {1 << 20}
+    return {value for held in found.values() for value in held}
 
 
 def test_kinds_are_understood(scraped: Scraped) -> None:
@@ -225,3 +259,159 @@ def metadata(store: Prometheus, job: str, metric: str) -> list[tuple[str, str]]:
     status, body = http(f"{store.url}/api/v1/targets/metadata", parameters=parameters)
     assert status == 200, body
     return [(one["type"], one["help"]) for one in json.loads(body)["data"]]
+
+
+# Written ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def receiver(prometheus: Callable[..., Prometheus]) -> Prometheus:
+    return prometheus()
+
+
+def test_nothing_is_missing_where_prometheus_was_away(receiver: Prometheus, tmp_path: Path) -> None:
+    sinks = {"store": {"type": "remote_write", "url": receiver.write_url}}
+    with Hostprobe(tmp_path, sinks, {"interval": "200ms", "hostname": "away"}) as agent:
+        patiently(lambda: len(agent.frames()) >= 5, "five frames before")
+        receiver.stop()
+        patiently(lambda: agent.events("sink fails, its ring holds the frames"), "it was missed")
+        meanwhile = len(agent.frames())
+        patiently(lambda: len(agent.frames()) >= meanwhile + 3, "three frames meanwhile")
+        receiver.start()
+        patiently(lambda: agent.events("sink delivers again"), "it is back")
+        later = len(agent.frames())
+        patiently(lambda: len(agent.frames()) >= later + 5, "five frames after")
+    frames = agent.frames()
+    assert [frame["sequence"] for frame in frames] == list(range(1, len(frames) + 1))
+    own = '{instance="away"}'
+    for metric, value in (
+        ("hostprobe_frame_sequence", lambda frame: frame["sequence"]),
+        ("hostprobe_cpu_user_seconds_total", lambda frame: frame["cpu"]["user_seconds_total"]),
+        ("hostprobe_memory_total_bytes", lambda frame: frame["memory"]["total_bytes"]),
+        ("hostprobe_host_boot_time_unix_seconds", lambda frame: frame["host_table"]["boot_time_unix_seconds"]),
+    ):
+        assert series(receiver, metric + own) == {milliseconds(frame): value(frame) for frame in frames}
+    (count,) = receiver.query(f"count_over_time(hostprobe_frame_sequence{own}[1h])")
+    assert count["metric"].items() >= {"job": "hostprobe", "instance": "away", "env": "test", "host": "away"}.items()
+    assert count["value"][1] == str(len(frames))
+    assert len(agent.events("sink fails, its ring holds the frames")) == 1
+    assert agent.events("sink's peer refuses frames, they are dropped") == []
+
+
+class Backwards:
+    """An agent in this process, whose frames have the times that a test gives them, as if the clock was set.
+
+    Args:
+        batch: how many frames are delivered at once; so many are waited for.
+    """
+
+    def __init__(self, folder: Path, store: Prometheus, hostname: str, batch: int) -> None:
+        sink = {
+            "type": "remote_write",
+            "url": store.write_url,
+            "batch": {"records": batch, "linger": "1h", "min": 1},
+        }
+        path = configuration_file(folder, {"main": sink}, {"hostname": hostname}, template="minimal")
+        self._agent = Agent(load(str(path)), Log("info", "json"))
+        self._batch = batch
+        self._now_ns = 0
+        self._began_ns = time.time_ns() // 1_000_000_000 * 1_000_000_000 - 600 * 1_000_000_000
+        self._store = store
+        self._selector = f'hostprobe_frame_sequence{{instance="{hostname}"}}'
+
+    def clock(self) -> SimpleNamespace:
+        """Stands in for the module `time` in the cycle."""
+        return SimpleNamespace(
+            time_ns=lambda: self._now_ns, monotonic_ns=time.monotonic_ns, perf_counter_ns=time.perf_counter_ns
+        )
+
+    @property
+    def worker(self) -> SinkWorker:
+        (worker,) = self._agent.exporter.workers
+        return worker
+
+    def run(self, *seconds: int) -> None:
+        """A frame for each of some times, in batches that are settled one after the other."""
+        for number, at in enumerate(seconds, 1):
+            self._now_ns = self._began_ns + at * 1_000_000_000
+            self._agent.cycle.run(self._agent.meter.frames)
+            if number % self._batch == 0:
+                until(lambda: self.worker.frames[2] == 0, "all are settled")
+
+    def stored(self) -> list[tuple[int, int]]:
+        """What Prometheus has: seconds and sequence."""
+        began_ms = self._began_ns // 1_000_000
+        found = series(self._store, self._selector)
+        return [((at_ms - began_ms) // 1000, int(sequence)) for at_ms, sequence in found.items()]
+
+    def __enter__(self) -> Backwards:
+        self._agent.exporter.open()
+        self._agent.exporter.start(lambda: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._agent.exporter.close(10)
+        self._agent.close()
+
+
+@pytest.fixture
+def backwards(receiver: Prometheus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Backwards]:
+    def build(hostname: str, batch: int) -> Backwards:
+        built = Backwards(tmp_path, receiver, hostname, batch)
+        monkeypatch.setattr("agent.cycle.time", built.clock())
+        return built
+
+    return build
+
+
+def refusals(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Why frames were refused, as the log says; it says nothing else."""
+    logged = events(capsys)
+    assert {one["event"] for one in logged} <= {"sink's peer refuses frames, they are dropped"}
+    return [one["reason"] for one in logged]
+
+
+def test_frames_out_of_order_are_dropped_alone(
+    receiver: Prometheus, backwards: Callable[[str, int], Backwards], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch with two that are older than what was stored before it: Prometheus refuses it whole."""
+    with backwards("disorder", 5) as agent:
+        agent.run(0, 1, 2, 3, 4)
+        assert refusals(capsys) == []
+        agent.run(5, -10, 6, -9, 7)
+        assert agent.worker.frames == (8, 2, 0)
+        assert agent.worker.ring.drops[Drop.REJECTED] == 2
+        assert refusals(capsys) == [f"remote_write {receiver.write_url}: 400 Bad Request: out of order sample"]
+        agent.run(8, 9, 10, 11, 12)
+        assert agent.worker.frames == (13, 2, 0)
+        assert refusals(capsys) == []
+        before, after = [(at, at + 1) for at in range(5)], [(at, at + 3) for at in range(8, 13)]
+        assert agent.stored() == [*before, (5, 6), (6, 8), (7, 10), *after]
+
+
+def test_a_clock_that_was_set_back(
+    receiver: Prometheus, backwards: Callable[[str, int], Backwards], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frames are refused until it is as late again as it was: one line says so, however many they are."""
+    with backwards("clock", 1) as agent:
+        agent.run(0, 1, 2, 3, 4, 5)
+        agent.run(2, 3, 4)  # a second that Prometheus has another sample of, at last
+        assert refusals(capsys) == [f"remote_write {receiver.write_url}: 400 Bad Request: out of order sample"]
+        agent.run(5)
+        agent.run(6, 7, 8)
+        assert agent.worker.frames == (9, 4, 0)
+        assert agent.worker.ring.drops[Drop.REJECTED] == 4
+        agent.run(7)  # within the same minute, of which it was told already
+        agent.run(9)
+        assert refusals(capsys) == []
+        assert agent.worker.frames == (10, 5, 0)
+        assert agent.stored() == [*((at, at + 1) for at in range(6)), (6, 11), (7, 12), (8, 13), (9, 15)]
+
+
+@pytest.mark.xfail(reason="Prometheus drops what is in disorder within a request, and says 204", strict=True)
+def test_a_clock_that_was_set_back_within_a_batch(backwards: Callable[[str, int], Backwards]) -> None:
+    """What was counted as sent is stored."""
+    with backwards("within", 5) as agent:
+        agent.run(0, 1, -5, 2, 3)
+        sent, dropped, _ = agent.worker.frames
+        assert (len(agent.stored()), dropped) == (sent, 1)

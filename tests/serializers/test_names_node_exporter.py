@@ -20,6 +20,7 @@ from probes.disk_io import DISK_IO, IO
 from probes.filesystem import FILESYSTEM
 from probes.memory import MEMORY, PAGING, SWAP
 from probes.network import NETWORK
+from probes.pressure import PRESSURE
 from probes.socket_tables import TCP, UDP
 
 SPECS = [*FRAME_TABLES, *catalogue()]
@@ -73,9 +74,9 @@ class TestEveryTable:
             names = [name for name, _ in (*family.labels, *constant[0])]
             assert len(set(names)) == len(names), family.name
 
-    def test_a_family_has_every_key_label_but_for_the_frame(self, spec: TableSpec) -> None:
+    def test_a_family_has_every_key_label_unless_there_is_one_row_of_it(self, spec: TableSpec) -> None:
         for family in claimed(spec):
-            expected = [] if spec is FRAME else sorted(spec.labels)
+            expected = [] if spec.name in ("frame", "pressure") else sorted(spec.labels)
             assert sorted(label for _, label in family.labels) == expected, family.name
 
     def test_names_and_help_can_be_written(self, spec: TableSpec) -> None:
@@ -88,6 +89,7 @@ class TestEveryTable:
         for family in claimed(spec):
             constant = [source.labels[0] for source in family.sources if source.labels]
             columns = ", ".join(f"`{spec.name}.{source.column}`" for source in family.sources)
+            columns += "".join(f" of `{s.only[0]}` {s.only[1]}" for s in family.sources if s.only)
             labels = [f"`{name}`" for name, _ in family.labels]
             labels += [f"`{constant[0][0]}`: {', '.join(value for _, value in constant)}"] if constant else []
             per = f" / {family.sources[0].per}" if family.sources[0].per not in (1, PAGESIZE) else ""
@@ -135,6 +137,13 @@ def test_cpu_time_is_told_by_core_and_the_sum_by_its_own_name() -> None:
     }
     assert named(CPU, "hostprobe_cpu_user_seconds_total").sources == (Source("user_seconds_total"),)
     assert [family.name for family in families(IO, True) if family.name.startswith("node_")] == []
+
+
+def test_pressure_has_the_resource_in_its_names() -> None:
+    for family in claimed(PRESSURE):
+        resource, state = family.name.removeprefix("node_pressure_").split("_")[:2]
+        column = {"waiting": "some_seconds_total", "stalled": "full_seconds_total"}[state]
+        assert family.sources == (Source(column, only=("resource", resource)),)
 
 
 def test_units_of_the_kernel_come_back() -> None:

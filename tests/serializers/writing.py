@@ -117,7 +117,9 @@ class Writer:
     def payload(self, tables: Sequence[str] = (), left_out: Sequence[str] = ()) -> bytes:
         """The frame as it is written."""
         self.serializer.write(self.frame, self.buffer, tables, left_out)
-        return bytes(self.buffer.data)
+        found = bytes(self.buffer.data)
+        self.buffer.clear()
+        return found
 
     def text(self) -> str:
         """The same, decoded."""
@@ -160,9 +162,7 @@ def known(
     shown = frame.tables if tables is None else tables
     own = (identity.host, identity.instance, __version__)
     figures = (frame.sequence, frame.time_unix_ns / 1e9, frame.interval_seconds, 0)
-    found = [
-        Known(FRAME.name, own, column.name, value) for column, value in zip(FRAME.columns, figures, strict=True)
-    ]
+    found = [Known(FRAME.name, own, column.name, value) for column, value in zip(FRAME.columns, figures, strict=True)]
     for name, table in shown.items():
         for row in range(table.count):
             found += [Known(name, table.labels[row], column, value) for column, value in _values(table, row, rates)]

@@ -76,6 +76,11 @@ def _netdev(statistic: str, unit: str, column: str) -> Family:
     return _counter(f"network_{statistic}_total", unit, f"Network device statistic {statistic}.", Source(column))
 
 
+def _pressure(resource: str, state: str, help: str, column: str) -> Family:
+    name = f"pressure_{resource}_{state}_seconds_total"
+    return _counter(name, "seconds", f"Total time in seconds {help}", Source(column, only=("resource", resource)))
+
+
 def _netclass(property: str, unit: str, column: str) -> Family:
     return _gauge(f"network_{property}", unit, f"Network device property: {property}", column)
 
@@ -217,6 +222,15 @@ _CLAIMED = {
         _netdev("transmit_drop", "packets", "transmit_drops_total"),
         _netclass("mtu_bytes", "bytes", "mtu_bytes"),
         _netclass("speed_bytes", "bytes/second", "speed_bytes_per_second"),
+    ),
+    # `full` of the CPU is always 0, and IRQs have only that: no figure goes without a name.
+    "pressure": (
+        _pressure("cpu", "waiting", "that processes have waited for CPU time", "some_seconds_total"),
+        _pressure("io", "waiting", "that processes have waited due to IO congestion", "some_seconds_total"),
+        _pressure("io", "stalled", "no process could make progress due to IO congestion", "full_seconds_total"),
+        _pressure("memory", "waiting", "that processes have waited for memory", "some_seconds_total"),
+        _pressure("memory", "stalled", "no process could make progress due to memory congestion", "full_seconds_total"),
+        _pressure("irq", "stalled", "no process could make progress due to IRQ congestion", "full_seconds_total"),
     ),
     "tcp": (
         _sockstat("TCP", "orphan", "sockets", "orphans"),
