@@ -6,13 +6,14 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from agent import discovery
 from agent.config import Config
 from agent.cycle import Cycle, ScheduledProbe, Serializer
 from agent.errors import HostprobeError, UsageError
-from agent.exporter import Exporter
+from agent.exporter import Dialect, Exporter
 from agent.health import Health
 from agent.layers import where
 from agent.logs import Log
@@ -38,26 +39,39 @@ class Agent:
 
     def __init__(self, config: Config, log: Log, sinks: bool = True) -> None:
         self.config = config
-        self.host = _host(config)
         self.meter = CycleMeter()
         instance = uuid.uuid4()
-        self.exporter = _exporter(config, log, instance.bytes) if sinks else Exporter([], log)
-        self.health = Health(self.meter, config.agent.interval, self.exporter.workers)
-        probes = self._probes()
-        self._specs = _tables((scheduled.meter.name, scheduled.probe) for scheduled in probes)
-        self._identity = _identity(config, self.host, instance.hex)
+        with ExitStack() as opened:
+            self.host = _host(config)
+            opened.callback(self.host.close)
+            self.exporter = _exporter(config, log, instance.bytes) if sinks else Exporter([], log)
+            self.health = Health(self.meter, config.agent.interval, self.exporter.workers)
+            probes = self._probes()
+            for scheduled in probes:
+                opened.callback(scheduled.probe.close)
+            self._specs = _tables((scheduled.meter.name, scheduled.probe) for scheduled in probes)
+            self._identity = _identity(config, self.host, instance.hex)
+            self._introduce()
+            self.cycle = Cycle(probes, self.meter, self._serializers(), self.exporter, log)
+            opened.pop_all()  # from now on `close` gives back what is held
+
+    def _introduce(self) -> None:
+        """Tells the sinks that want to know who and how the agent is."""
         for worker in self.exporter.workers:
             if hasattr(worker.sink, "host"):
                 worker.sink.host = self._identity.host
             if hasattr(worker.sink, "watch"):
                 worker.sink.watch(self.health)
-        serializers = {}
-        for name, sink in config.sinks.items() if sinks else ():
+
+    def _serializers(self) -> dict[Dialect, Serializer]:
+        serializers: dict[Dialect, Serializer] = {}
+        for worker in self.exporter.workers:
+            dialect = worker.settings.format, worker.settings.names
             try:
-                serializers[sink.format, sink.names] = self.serializer(sink.format, sink.names)
+                serializers[dialect] = serializers.get(dialect) or self.serializer(*dialect)
             except UsageError as error:
-                raise UsageError(f"{config.place('sinks', name)}: {error}") from None
-        self.cycle = Cycle(probes, self.meter, serializers, self.exporter, log)
+                raise UsageError(f"{self.config.place('sinks', worker.name)}: {error}") from None
+        return serializers
 
     def serializer(self, format: formats.Name, names: formats.Names = "hostprobe") -> Serializer:
         """A serializer of this run's frames.

@@ -111,9 +111,8 @@ def once(arguments: Namespace) -> int:
 def check(arguments: Namespace) -> int:
     """Says whether a configuration is good: its text, and that its host and its sinks can be used."""
     config = _load(arguments)
-    agent = Agent(config, Log(config.log.level, config.log.format))
-    agent.exporter.check()
-    agent.close()
+    with closing(Agent(config, Log(config.log.level, config.log.format))) as agent:
+        agent.exporter.check()
     print_line(
         f"{config.where or 'no configuration file'}: good: template {config.template},"
         f" every {config.agent.interval}, probes {' '.join(config.probes)}, sinks {' '.join(config.sinks)}".encode()

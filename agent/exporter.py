@@ -75,11 +75,6 @@ class Exporter:
         for worker in self.workers:
             self._unthinned.setdefault(_output(worker, Priority.LOW), []).append(worker)
 
-    @property
-    def dialects(self) -> list[Dialect]:
-        """What the sinks' payloads are written in."""
-        return list(dict.fromkeys(output.dialect for output in self._unthinned))
-
     def open(self) -> None:
         """Opens the rings and the sinks.
 

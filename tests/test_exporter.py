@@ -82,7 +82,6 @@ def test_frames_arrive_in_order_at_every_sink(tmp_path: Path, pipes: Callable[[]
 
 def test_formats_and_workers(tmp_path: Path) -> None:
     exporter = Exporter([file_config(tmp_path / "a", "a"), file_config(tmp_path / "b", "b")], Log())
-    assert exporter.dialects == [("json", "hostprobe")]
     assert [worker.name for worker in exporter.workers] == ["a", "b"]
 
 

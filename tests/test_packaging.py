@@ -102,11 +102,11 @@ def test_metadata(wheel: ZipFile, metadata: Message) -> None:
     needed = metadata.get_all("Requires-Dist", [])
     assert requirements(*(line for line in needed if "extra ==" not in line)) == RUNTIME
     extras = {
-        f'{requirement}; extra == "{extra.replace("_", "-")}"'
+        Requirement(f'{requirement}; extra == "{extra.replace("_", "-")}"')
         for extra, requirements in EXTRAS.items()
         for requirement in requirements
     }
-    assert {line for line in needed if "extra ==" in line} == extras
+    assert {Requirement(line) for line in needed if "extra ==" in line} == extras
     assert b"Apache License" in wheel.read(f"{DIST_INFO}/licenses/LICENSE")
 
 

@@ -38,7 +38,8 @@ class InfluxSerializer(SeriesSerializer):
             for row in labels:
                 tags = {**self._identity.tags, "host": self._identity.host}
                 tags |= {name: plain(value) for name, value in zip(spec.labels, row, strict=True)}
-                texts = [spec.name, *(f"{escaped(name)}={escaped(value)}" for name, value in tags.items() if value)]
+                shown = {escaped(name): escaped(value) for name, value in tags.items() if name and value}
+                texts = [spec.name, *(f"{name}={value}" for name, value in shown.items())]
                 yield Group(f"{','.join(texts)} ".encode(), fields, b",", self.stamp + b"\n")
 
         return Block(values, groups)

@@ -56,8 +56,9 @@ class DogStatsdSerializer(StatsdSerializer):
             tags = {**self._identity.tags, "host": self._identity.host}
             if spec is not FRAME:
                 tags |= {name: plain(value) for name, value in zip(spec.labels, row, strict=True) if value is not None}
-            pairs = [f"{_tag(name).replace(':', '_')}:{_tag(value)}" for name, value in tags.items()]
-            text = f"|#{','.join(pairs)}".encode()
+            # A colon ends a name, and not a value.
+            shown = {_tag(name).replace(":", "_"): _tag(value) for name, value in tags.items() if name}
+            text = f"|#{','.join(f'{name}:{value}' for name, value in shown.items())}".encode()
             names = [f"{PREFIX}.{spec.name}.{column.name}:".encode() for column in columns]
             yield Group(b"", [(name, _behind(column, text)) for name, column in zip(names, columns, strict=True)])
 

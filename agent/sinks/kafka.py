@@ -7,13 +7,13 @@ import re
 import socket
 from collections.abc import Sequence
 from functools import partial
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from agent.errors import RejectedError, SinkError, UsageError
-from agent.sinks.address import host_and_port
+from agent.extras import needed
+from agent.sinks.address import host_and_port, is_loopback
 from agent.sinks.secret import Secret, SecretSettings
 from agent.sinks.sink import SinkSettings
 from agent.sinks.tls import TlsSettings
@@ -98,7 +98,7 @@ class KafkaSettings(SinkSettings, frozen=True, kw_only=True):
     @property
     def is_private(self) -> bool:
         """Whether nobody but a broker can read what is sent: it is encrypted, or the first brokers are on this host."""
-        return self.tls is not None or all(_is_here(host_and_port(server)[0]) for server in self.servers)
+        return self.tls is not None or all(is_loopback(host_and_port(server)[0]) for server in self.servers)
 
 
 class KafkaSink:
@@ -191,19 +191,17 @@ class KafkaSink:
         return reports
 
     def _new_producer(self) -> Producer:
-        try:
-            import confluent_kafka
-        except ModuleNotFoundError as error:
-            if error.name != "confluent_kafka":
-                raise
-            raise UsageError("sinks of type kafka need confluent-kafka", 'pip install "hostprobe[kafka]"') from None
+        confluent_kafka = needed("confluent_kafka", "kafka", "sinks of type kafka need confluent-kafka")
         self._secret = self._settings.sasl.password.read() if self._settings.sasl else None
         self._fault = ""
         configuration = _configuration(self._settings, self._secret)
         logger = logging.Logger("hostprobe.kafka")  # without one it writes on stderr; `error_cb` says the same
         logger.addHandler(logging.NullHandler())
         try:
-            return confluent_kafka.Producer({**configuration, "error_cb": self._note_error}, logger=logger)
+            producer: Producer = confluent_kafka.Producer(
+                {**configuration, "error_cb": self._note_error}, logger=logger
+            )
+            return producer
         except (confluent_kafka.KafkaException, TypeError, ValueError) as error:
             text = error.args[0].str() if isinstance(error, confluent_kafka.KafkaException) else str(error)
             raise UsageError(f"librdkafka: {self._shown(text)}") from None
@@ -290,10 +288,3 @@ def _check_properties(properties: dict[str, str]) -> None:
         )
     if any(name in _OUR_PROPERTIES or name.endswith("_cb") for name in properties):
         raise ValueError("properties: none of those that hostprobe sets, by itself or by a setting of its own")
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -9,11 +9,11 @@ import re
 import socket
 from collections.abc import Sequence
 from hashlib import blake2b
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from agent.errors import RejectedError, SinkError, UsageError
-from agent.sinks.address import host_and_port
+from agent.extras import needed
+from agent.sinks.address import host_and_port, is_loopback
 from agent.sinks.nats_connection import Answer, Connection, fault_text
 from agent.sinks.secret import Secret, SecretSettings, exposure
 from agent.sinks.sink import SinkSettings
@@ -121,12 +121,7 @@ class NatsSink:
     def open(self) -> None:
         self.close()
         settings = self._settings
-        try:
-            import nats
-        except ModuleNotFoundError as error:
-            if error.name != "nats":
-                raise
-            raise UsageError("sinks of type nats need nats-py", 'pip install "hostprobe[nats]"') from None
+        nats = needed("nats", "nats", "sinks of type nats need nats-py")
         logger = logging.getLogger(nats.__name__)
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())  # without any, what it logs goes to stderr
@@ -333,11 +328,7 @@ def _is_encrypted(server: str) -> bool:
 def _is_private(server: str) -> bool:
     """Whether nobody but the peer can read what is sent: it is encrypted, or stays on this host."""
     host, _ = host_and_port(server.partition("://")[2])
-    try:
-        is_here = ip_address(host).is_loopback
-    except ValueError:
-        is_here = host == "localhost"
-    return is_here or _is_encrypted(server)
+    return is_loopback(host) or _is_encrypted(server)
 
 
 def _is_token(part: str) -> bool:

@@ -1,14 +1,19 @@
-"""The agent as it is run: a process of its own, with its frames as JSON lines in a file beside the sinks under test."""
+"""The agent: as it is run, a process of its own with its frames in a file, or in this process, a frame at a time."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from agent.assembly import Agent
+from agent.config import load
+from agent.logs import Log
+from agent.sink_worker import SinkWorker
 from tests.engines.process import REPOSITORY, Engine
 
 PATIENT = {"base": "3s", "cap": "3s"}
@@ -46,9 +51,9 @@ class Hostprobe(Engine):
         self._configuration = configuration_file(
             folder,
             {"main": {"type": "file", "path": str(self._frames)}, **sinks},
-            agent={"interval": "1s", **(agent or {})},
-            template=template,
-            probes=probes or {},
+            {"interval": "1s", **(agent or {})},
+            template,
+            probes or {},
         )
 
     def command(self) -> Sequence[str]:
@@ -80,19 +85,59 @@ class Hostprobe(Engine):
         return [one for one in logged if one["event"] == event]
 
 
+class SteppedAgent:
+    """Collects by the template minimal, when it is told to, while its `with` lasts.
+
+    Args:
+        sink: the only one.
+
+    Attributes:
+        frames: the time in milliseconds of each frame so far, and its sequence.
+    """
+
+    def __init__(self, folder: Path, sink: Mapping[str, Any], hostname: str) -> None:
+        path = configuration_file(folder, {"main": sink}, {"hostname": hostname}, "minimal", {})
+        self._agent = Agent(load(str(path)), Log("info", "json"))
+        self.frames: list[tuple[int, int]] = []
+
+    @property
+    def worker(self) -> SinkWorker:
+        """The sink's."""
+        (worker,) = self._agent.exporter.workers
+        return worker
+
+    def step(self) -> None:
+        """One frame, into the sink's ring."""
+        self._agent.cycle.run(len(self.frames))
+        frame = self._agent.cycle.frame
+        self.frames.append((frame.time_unix_ns // 1_000_000, frame.sequence))
+
+    def __enter__(self) -> Self:
+        self._threshold = gc.get_threshold()
+        self._agent.exporter.open()
+        self._agent.exporter.start(lambda: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._agent.exporter.close(10)
+        self._agent.close()
+        gc.unfreeze()  # an agent has a process for itself
+        gc.set_threshold(*self._threshold)
+
+
 def configuration_file(
     folder: Path,
     sinks: Mapping[str, Mapping[str, Any]],
     agent: Mapping[str, Any],
-    template: str = "standard",
-    probes: Mapping[str, Mapping[str, Any]] | None = None,
+    template: str,
+    probes: Mapping[str, Mapping[str, Any]],
 ) -> Path:
     """Writes a configuration, whose ways of waiting suit a test, and gives its path."""
     tree = {
         "template": template,
         "agent": {"shutdown_timeout": "30s", "max_cpu_ratio": 100, "tags": {"env": "test"}, **agent},
         "log": {"format": "json"},
-        "probes": probes or {},
+        "probes": probes,
         "sinks": {name: {"retry": PATIENT, **sink} for name, sink in sinks.items()},
     }
     path = folder / "hostprobe.toml"

@@ -14,12 +14,8 @@ from typing import Any
 import pytest
 import trustme
 
-from agent.assembly import Agent
-from agent.config import load
 from agent.delivery import Drop
-from agent.logs import Log
-from agent.sink_worker import SinkWorker
-from tests.engines.agent_process import Hostprobe, configuration_file, milliseconds, needs_root
+from tests.engines.agent_process import Hostprobe, SteppedAgent, milliseconds, needs_root
 from tests.engines.process import LOCALHOST, free_ports, http, patiently
 from tests.engines.stores import Prometheus
 from tests.workers import events, until
@@ -298,66 +294,48 @@ def test_nothing_is_missing_where_prometheus_was_away(receiver: Prometheus, tmp_
     assert agent.events("sink's peer refuses frames, they are dropped") == []
 
 
-class Backwards:
-    """An agent in this process, whose frames have the times that a test gives them, as if the clock was set.
+class SetClock(SteppedAgent):
+    """Its frames have the times that a test gives them, as if the host's clock was set.
 
     Args:
         batch: how many frames are delivered at once; so many are waited for.
     """
 
     def __init__(self, folder: Path, store: Prometheus, hostname: str, batch: int) -> None:
-        sink = {
-            "type": "remote_write",
-            "url": store.write_url,
-            "batch": {"records": batch, "linger": "1h", "min": 1},
-        }
-        path = configuration_file(folder, {"main": sink}, {"hostname": hostname}, template="minimal")
-        self._agent = Agent(load(str(path)), Log("info", "json"))
+        batches = {"records": batch, "linger": "1h"}
+        super().__init__(folder, {"type": "remote_write", "url": store.write_url, "batch": batches}, hostname)
         self._batch = batch
-        self._now_ns = 0
-        self._began_ns = time.time_ns() // 1_000_000_000 * 1_000_000_000 - 600 * 1_000_000_000
         self._store = store
         self._selector = f'hostprobe_frame_sequence{{instance="{hostname}"}}'
+        self._began_seconds = int(time.time()) - 600
+        self._now_seconds = 0
 
     def clock(self) -> SimpleNamespace:
         """Stands in for the module `time` in the cycle."""
         return SimpleNamespace(
-            time_ns=lambda: self._now_ns, monotonic_ns=time.monotonic_ns, perf_counter_ns=time.perf_counter_ns
+            time_ns=lambda: self._now_seconds * 1_000_000_000,
+            monotonic_ns=time.monotonic_ns,
+            perf_counter_ns=time.perf_counter_ns,
         )
-
-    @property
-    def worker(self) -> SinkWorker:
-        (worker,) = self._agent.exporter.workers
-        return worker
 
     def run(self, *seconds: int) -> None:
         """A frame for each of some times, in batches that are settled one after the other."""
         for number, at in enumerate(seconds, 1):
-            self._now_ns = self._began_ns + at * 1_000_000_000
-            self._agent.cycle.run(self._agent.meter.frames)
+            self._now_seconds = self._began_seconds + at
+            self.step()
             if number % self._batch == 0:
                 until(lambda: self.worker.frames[2] == 0, "all are settled")
 
     def stored(self) -> list[tuple[int, int]]:
         """What Prometheus has: seconds and sequence."""
-        began_ms = self._began_ns // 1_000_000
         found = series(self._store, self._selector)
-        return [((at_ms - began_ms) // 1000, int(sequence)) for at_ms, sequence in found.items()]
-
-    def __enter__(self) -> Backwards:
-        self._agent.exporter.open()
-        self._agent.exporter.start(lambda: None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._agent.exporter.close(10)
-        self._agent.close()
+        return [(at_ms // 1000 - self._began_seconds, int(sequence)) for at_ms, sequence in found.items()]
 
 
 @pytest.fixture
-def backwards(receiver: Prometheus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Backwards]:
-    def build(hostname: str, batch: int) -> Backwards:
-        built = Backwards(tmp_path, receiver, hostname, batch)
+def set_clock(receiver: Prometheus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], SetClock]:
+    def build(hostname: str, batch: int) -> SetClock:
+        built = SetClock(tmp_path, receiver, hostname, batch)
         monkeypatch.setattr("agent.cycle.time", built.clock())
         return built
 
@@ -372,10 +350,10 @@ def refusals(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_frames_out_of_order_are_dropped_alone(
-    receiver: Prometheus, backwards: Callable[[str, int], Backwards], capsys: pytest.CaptureFixture[str]
+    receiver: Prometheus, set_clock: Callable[[str, int], SetClock], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A batch with two that are older than what was stored before it: Prometheus refuses it whole."""
-    with backwards("disorder", 5) as agent:
+    with set_clock("disorder", 5) as agent:
         agent.run(0, 1, 2, 3, 4)
         assert refusals(capsys) == []
         agent.run(5, -10, 6, -9, 7)
@@ -390,10 +368,10 @@ def test_frames_out_of_order_are_dropped_alone(
 
 
 def test_a_clock_that_was_set_back(
-    receiver: Prometheus, backwards: Callable[[str, int], Backwards], capsys: pytest.CaptureFixture[str]
+    receiver: Prometheus, set_clock: Callable[[str, int], SetClock], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Frames are refused until it is as late again as it was: one line says so, however many they are."""
-    with backwards("clock", 1) as agent:
+    with set_clock("clock", 1) as agent:
         agent.run(0, 1, 2, 3, 4, 5)
         agent.run(2, 3, 4)  # a second that Prometheus has another sample of, at last
         assert refusals(capsys) == [f"remote_write {receiver.write_url}: 400 Bad Request: out of order sample"]
@@ -409,9 +387,9 @@ def test_a_clock_that_was_set_back(
 
 
 @pytest.mark.xfail(reason="Prometheus drops what is in disorder within a request, and says 204", strict=True)
-def test_a_clock_that_was_set_back_within_a_batch(backwards: Callable[[str, int], Backwards]) -> None:
+def test_a_clock_that_was_set_back_within_a_batch(set_clock: Callable[[str, int], SetClock]) -> None:
     """What was counted as sent is stored."""
-    with backwards("within", 5) as agent:
+    with set_clock("within", 5) as agent:
         agent.run(0, 1, -5, 2, 3)
         sent, dropped, _ = agent.worker.frames
         assert (len(agent.stored()), dropped) == (sent, 1)

@@ -22,16 +22,12 @@ from agent.serializers.prometheus import label_name
 from agent.table import COUNTER_MAX, NAN, Kind, TableSpec
 from tests.serializers.writing import (
     DISK,
-    IDENTITY,
-    SPECS,
-    TIME_NS,
     TIMES,
     Known,
     Series,
     Writer,
     collected,
     known,
-    serializer,
     series,
 )
 
@@ -135,7 +131,7 @@ def test_every_column_of_all_tables_is_told_but_the_one_that_has_no_name() -> No
         for spec in catalogue():
             told = {source.column for family in naming(names)(spec, True) for source in family.sources}
             missing += [(names, spec.name, column.name) for column in spec.columns if column.name not in told]
-    assert missing == [("hostprobe", "agent", "probe_failures_total")]
+    assert missing == [(names, "agent", "probe_failures_total") for names in NAMES]
 
 
 def filled(format: formats.Name = "prometheus", **options: object) -> Writer:
@@ -192,11 +188,10 @@ def test_prometheus_to_the_letter() -> None:
 
 
 def test_openmetrics_names_a_counters_family_without_total_and_ends_with_eof() -> None:
-    text = filled("openmetrics", identity=IDENTITY._replace(tags={}) if False else IDENTITY).text()
+    text = filled("openmetrics").text()
     assert (
         "# TYPE hostprobe_disk_reads counter\n# HELP hostprobe_disk_reads Reads.\nhostprobe_disk_reads_total{" in text
     )
-    assert r"# HELP hostprobe_times_events_per_second" not in text  # unknown
     assert text.endswith("\n# EOF")
     assert read("openmetrics", text) == read("prometheus", filled().text())
 
@@ -319,11 +314,6 @@ def test_what_is_no_number_is_absent(value: float) -> None:
 # A payload is a state
 
 
-def names_of(writer: Writer, tables: Sequence[str] = (), left_out: Sequence[str] = ()) -> set[str]:
-    found = re.findall("^hostprobe_(disk|times|left_out)_", writer.text_of(tables, left_out), re.MULTILINE)
-    return set(found)
-
-
 def state(writer: Writer, **wanted: Sequence[str]) -> dict[str, float]:
     """The reads of each device, and the threads."""
     text = writer.payload(**wanted).decode()
@@ -402,15 +392,3 @@ def test_uname_is_told_only_with_the_names_of_node_exporter() -> None:
     without = Writer("prometheus", names="node_exporter", identity=Identity("h", "i", {}))
     without.begin()
     assert "uname" not in without.text()
-
-
-def test_names_are_said_once_for_all_of_their_series() -> None:
-    """As `series` of these tests has them, and they are plain."""
-    assert series([Known("disk", ("vda", None), "reads_total", 3)], SPECS, HOSTPROBE) == [
-        Series("hostprobe_disk_reads_total", (("device", "vda"), ("kind", "")), 3)
-    ]
-    assert serializer("prometheus").is_state
-    assert known(filled().frame)[0] == Known(
-        "frame", ("web-1", "6f0c", known(filled().frame)[0].labels[2]), "sequence", 1
-    )
-    assert TIME_NS == filled().frame.time_unix_ns

@@ -201,6 +201,8 @@ def series(values: Iterable[Known], specs: Iterable[TableSpec], naming: Naming, 
             for source in family.sources:
                 for one in by_column.get((spec.name, source.column), ()):
                     row = dict(zip(spec.labels, one.labels, strict=True))
+                    if source.only and row[source.only[0]] != source.only[1]:
+                        continue
                     labels = also | {name: row[label] or "" for name, label in family.labels} | dict(source.labels)
                     is_whole = columns[source.column].integral
                     value = one.value // source.per if is_whole else one.value / source.per
