@@ -18,7 +18,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make lock" build/lock/bin/pip-compile --quiet
 unexport $(filter HOSTPROBE_%,$(.VARIABLES)) PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-engines lint wheel lock clean
+.PHONY: help run test test-engines bench-peers lint wheel lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,11 @@ test: $(STAMP) ## run the tests (ARGS="-k name" goes to pytest)
 test-engines: $(STAMP) ## test against real Prometheus, NATS, Kafka and others, installed in build/engines (ARGS as above)
 	@tests/engines/install
 	@$(VENV_PYTHON) -m pytest tests/engines $(ARGS)
+
+bench-peers: $(STAMP) ## measure beside node_exporter, collectd, psutil and Glances, into docs/performance.md (ARGS=--short: a try)
+	@tests/engines/install
+	@tests/bench/install
+	@$(VENV_PYTHON) tests/bench/all.py $(ARGS)
 
 lint: $(STAMP) ## ruff check, ruff format --check, mypy --strict
 	@$(VENV_PYTHON) -m ruff check .

@@ -59,9 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", "run", "run the agent", "hostprobe run --template minimal --interval 1s | head -3")
     once = command("once", "once", "print one frame and end", "hostprobe once --wait 0 --pretty")
     check = command("check", "check", "check a configuration", "hostprobe check --config hostprobe.toml")
-    for sub in (run, once, check):
+    bench = command(
+        "bench",
+        "bench",
+        "measure what the agent costs on this host",
+        "hostprobe bench --format json > before.json; hostprobe bench --compare before.json",
+    )
+    for sub in (run, once, check, bench):
         sub.add_argument("--config", metavar="FILE", help="the configuration file")
-    for sub in (run, once):
+    for sub in (run, once, bench):
         sub.add_argument("--template", metavar="NAME", help=f"start from this template: {', '.join(TEMPLATES)}")
     run.add_argument("--interval", metavar="D", help='between two frames: "250ms", "10s", "1m"')
     run.add_argument("--cycles", metavar="N", type=_cycles, default=0, help="end after N frames; 0, the default: never")
@@ -76,8 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         help="between its two samples, 1s unless given; 0 takes one sample, without rates",
     )
     once.add_argument("--pretty", action="store_true", help="indented, for reading")
-    for sub in (run, once):
+    for sub in (run, once, bench):
         sub.add_argument("--root", metavar="DIR", help="read DIR/proc and DIR/sys, another host's")
+    bench.add_argument("--cycles", metavar="N", type=_count, default=300, help="how many of each; 300 unless given")
+    bench.add_argument("--all-formats", action="store_true", help="measure all formats, not only JSON and the sinks'")
+    bench.add_argument("--format", choices=("text", "json"), default="text", help="the report's, text unless given")
+    bench.add_argument("--compare", metavar="FILE", help="show what has changed since this report in JSON")
+    bench.add_argument("--profile", action="store_true", help="list the lines with more than 5 %% of the allocations")
     sample = command(
         "sample-config",
         "sample_config",
@@ -112,6 +123,13 @@ def _cycles(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of frames, or 0")
     return int(text)
+
+
+def _count(text: str) -> int:
+    cycles = _cycles(text)
+    if not cycles:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of cycles from 1 up")
+    return cycles
 
 
 def _duration(text: str) -> float:

@@ -19,6 +19,7 @@ from agent.layers import where
 from agent.logs import Log
 from agent.serializers import formats
 from agent.serializers.document import Identity
+from agent.serializers.frame_tables import FRAME_TABLES
 from agent.sink_worker import SinkConfig
 from agent.table import Priority, TableSpec
 from agent.telemetry import AgentProbe, CycleMeter, ProbeMeter
@@ -157,13 +158,13 @@ def _tables(probes: Iterable[tuple[str, Any]]) -> list[TableSpec]:
     Raises:
         UsageError: two probes, one of which is not ours, fill tables of the same name.
     """
-    owners: dict[str, str] = {}
+    owners = {spec.name: "hostprobe itself" for spec in FRAME_TABLES}
     specs = []
     for name, probe in probes:
         for spec in probe.tables:
-            owner = owners.setdefault(spec.name, name)
-            if owner != name:
-                raise UsageError(f"probes.{name}: its table {spec.name}", f"another name, probes.{owner} has this one")
+            owner = owners.setdefault(spec.name, f"probes.{name}")
+            if owner != f"probes.{name}":
+                raise UsageError(f"probes.{name}: its table {spec.name}", f"another name, {owner} has this one")
             specs.append(spec)
     return specs
 

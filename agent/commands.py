@@ -144,6 +144,29 @@ def schema(arguments: Namespace) -> int:
     return 0
 
 
+def bench(arguments: Namespace) -> int:
+    """Measures what the agent costs on this host, and prints it."""
+    from agent.bench import measuring, report
+
+    before = None if arguments.compare is None else report.read(arguments.compare)
+    config = _load(arguments)
+    _raise_file_limit()
+    found = measuring.measure(
+        config,
+        arguments.cycles,
+        all_formats=arguments.all_formats,
+        profile=arguments.profile,
+        complain=_complain,
+    )
+    print_line(found.json(before) if arguments.format == "json" else found.text(before))
+    return 0
+
+
+def _complain(why: str) -> None:
+    if sys.stderr is not None:  # where descriptor 2 is closed, print() would take stdout
+        print(f"hostprobe: {why}", file=sys.stderr)
+
+
 def verify(arguments: Namespace) -> int:
     """Says of JSON lines which frames are missing, repeated or out of order."""
     from agent import verification

@@ -16,12 +16,12 @@ import time
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Annotated, Any, BinaryIO, Literal, cast
 
 import msgspec
 
 from agent.errors import UsageError
+from agent.progress import REDRAW_SECONDS, draw, has_terminal
 
 LINE_BYTES_MAX = 64 << 20
 BUFFER_BYTES = 256 << 10
@@ -29,7 +29,6 @@ GAPS_MAX = 10_000
 RANGES_SHOWN = 10
 REASON_LENGTH_MAX = 200
 CLOCK_STEP_NS = 100_000_000  # the clocks' own noise stays far below this; whoever sets a clock moves it further
-REDRAW_SECONDS = 0.1
 STDIN = "-"
 COUNTS = ("frames", "missing", "repeated", "reordered", "degraded", "interleaved", "clock_steps")
 
@@ -307,7 +306,7 @@ class Progress:
         now = time.monotonic()
         if now - self._drawn >= REDRAW_SECONDS:
             self._drawn = now
-            _draw(self._text(now - self._start))
+            draw(self._text(now - self._start))
 
     def _text(self, seconds: float) -> str:
         rate = self._bytes / seconds
@@ -341,7 +340,7 @@ def verify(paths: Sequence[str]) -> Verification:
     """
     sizes = [_size(path) for path in paths]
     verification = Verification()
-    terminal = sys.stderr is not None and sys.stderr.isatty()
+    terminal = has_terminal()
     total = sum(size or 0 for size in sizes) if all(sizes) else None
     advance = Progress(verification, total).advance if terminal else None
     try:
@@ -349,7 +348,7 @@ def verify(paths: Sequence[str]) -> Verification:
             _read(path, verification, advance)
     finally:
         if terminal:
-            _draw("")
+            draw("")
     return verification
 
 
@@ -379,12 +378,6 @@ def _read(path: str, verification: Verification, advance: Callable[[int], None] 
         # Its own readline gives all that stands before the damage in a torn file; a reader around it wouldn't.
         stream = gzip.GzipFile(fileobj=buffered) if path.endswith(".gz") else buffered
         verification.read(cast(BinaryIO, stream), name)
-
-
-def _draw(text: str) -> None:
-    with suppress(OSError):  # the terminal has gone; the report matters
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
 
 
 def _json(value: object) -> bytes:

@@ -106,6 +106,11 @@ class FilesystemProbe:
                 for path, mount, read_only in zip(self._paths, self._chosen, self._read_only, strict=True)
             ]
 
+    @property
+    def asked_paths(self) -> list[bytes]:
+        """What a cycle asks with stat and statvfs, but for what may hang."""
+        return [] if self._is_saved else self._local
+
     def _take(self, mounts: list[Mount]) -> None:
         """Learns which of these mounts to ask, and how."""
         chosen = self._choice.of(mounts)

@@ -65,8 +65,8 @@ _NLM_F_REQUEST_DUMP = 0x301
 _NLM_F_MULTI = 2
 _NLM_F_DUMP_INTR = 0x10
 _NLA_TYPE_MASK = 0x3FFF
-_TCPDIAG_GETSOCK = 18
-_SOCK_DIAG_BY_FAMILY = 20
+TCPDIAG_GETSOCK = 18
+SOCK_DIAG_BY_FAMILY = 20
 
 # EPERM ENOENT EACCES EINVAL EPROTONOSUPPORT EOPNOTSUPP EAFNOSUPPORT: no right, no such module, no such kernel.
 _REFUSALS = frozenset((1, 2, 13, 22, 93, 95, 97))
@@ -207,16 +207,16 @@ class SockDiag:
             RefusedError: the kernel does not offer it, or not to us.
             ProbeError: it failed, twice where a repetition could help.
         """
-        return self._dump(_TCPDIAG_GETSOCK, inet_request_v1(states, info), INET.itemsize, make)
+        return self._dump(TCPDIAG_GETSOCK, inet_request_v1(states, info), INET.itemsize, make)
 
     def udp(self, family: int, states: int, make: Callable[[], TallyT]) -> TallyT:
         """Counts UDP sockets of a family in the states of the mask. Raises as `tcp`."""
         payload = inet_request_v2(family, socket.IPPROTO_UDP, states)
-        return self._dump(_SOCK_DIAG_BY_FAMILY, payload, INET.itemsize, make)
+        return self._dump(SOCK_DIAG_BY_FAMILY, payload, INET.itemsize, make)
 
     def unix(self, make: Callable[[], TallyT], details: bool = False) -> TallyT:
         """Counts all Unix sockets, with name, queues and user where `details` are wanted. Raises as `tcp`."""
-        return self._dump(_SOCK_DIAG_BY_FAMILY, unix_request(details), UNIX_BYTES, make)
+        return self._dump(SOCK_DIAG_BY_FAMILY, unix_request(details), UNIX_BYTES, make)
 
     def close(self) -> None:
         self._socket.close()

@@ -75,8 +75,8 @@ CACHED_NAMES = 4096
 
 @lru_cache(maxsize=CACHED_NAMES)
 def as_text(name: bytes) -> str:
-    """A name of the kernel's as text, the same object each time; bytes that are no UTF-8 become U+FFFD.
+    """A name of the kernel's as text, the same object each time; bytes that are no UTF-8 become escapes, `\\xff`.
 
     The least recently used of more than `CACHED_NAMES` are forgotten.
     """
-    return name.decode("utf-8", "replace")
+    return name.decode("utf-8", "backslashreplace")

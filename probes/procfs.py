@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal
@@ -84,6 +84,11 @@ class ProcFile:
             self._text = text
         return text
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its descriptor is kept: the last read found it."""
+        return self._fd >= 0
+
     def _read_on(self, count: int) -> bytes:
         """Reads behind the first `count` bytes, until a read shows the end."""
         while True:
@@ -146,6 +151,11 @@ class Host:
     def sys(self, name: str) -> ProcFile:
         """The file `name` below sys."""
         return self._file(str(self.root / "sys" / name), _RECORD_BYTES)
+
+    @property
+    def files(self) -> Collection[ProcFile]:
+        """Every file that was asked for and not forgotten."""
+        return self._files.values()
 
     def forget(self, file: ProcFile) -> None:
         """Closes a file that will not be asked for again: its device has gone."""

@@ -18,7 +18,16 @@ from agent.errors import ProbeError
 from agent.frame import Frame
 from agent.table import NAN, Labels, Table, TableSpec
 from probes.addresses import address_text
-from probes.netlink import ALL_STATES
+from probes.netlink import (
+    AF_INET,
+    AF_INET6,
+    ALL_STATES,
+    SOCK_DIAG_BY_FAMILY,
+    TCPDIAG_GETSOCK,
+    inet_request_v1,
+    inet_request_v2,
+    unix_request,
+)
 from probes.owners import Owners
 from probes.probe import ProbeSettings, RowLimit
 from probes.procfs import ONE_RECORD, PAGE_BYTES, Host, KeyedText
@@ -122,6 +131,16 @@ class SocketsProbe:
         self._udp_states = ALL_STATES if settings.udp_sockets else unconnected
         self._make_udp = partial(InetTally, unconnected, ALL_STATES if settings.udp_sockets else 0, limit, limit)
         self._make_unix = partial(UnixTally, limit if settings.unix_sockets else None)
+
+    @property
+    def dumps(self) -> list[tuple[int, bytes]]:
+        """What a cycle asks of netlink, where it can be had: each request's type, and what is behind its header."""
+        tcp = inet_request_v1(self._tcp_states, self._settings.connections)
+        asked = [(TCPDIAG_GETSOCK, tcp)] if self._tcp_states else []
+        families = (AF_INET, AF_INET6) if self._udp_states else ()
+        udp = [inet_request_v2(family, socket.IPPROTO_UDP, self._udp_states) for family in families]
+        lists = [*udp, unix_request(self._settings.unix_sockets)]
+        return asked + [(SOCK_DIAG_BY_FAMILY, payload) for payload in lists]
 
     def collect(self, frame: Frame) -> None:
         settings = self._settings

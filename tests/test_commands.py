@@ -14,11 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
 
 import agent
 from agent.config import TEMPLATES, load, template_path
+from agent.serializers import formats
+from agent.serializers.remote_write import write_request_class
 from tests.hosts import saved_host
 
 REPOSITORY = Path(__file__).parent.parent
@@ -336,6 +342,74 @@ def test_pretty_is_the_same_document_indented(config: Callable[[str], Path], val
     assert list(document.items()) == list(same.items())
 
 
+def bytes_of(*arguments: object) -> bytes:
+    """Stdout of a command that must succeed without a word on stderr, in whatever format."""
+    with started(*arguments) as process:
+        stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, stderr) == (0, b"")
+    return bytes(stdout)
+
+
+def has_loads(format: formats.Name, payload: bytes) -> bool:
+    """Whether a payload, read by somebody else's parser where there is one, has the three load averages."""
+    if format in ("json", "msgpack"):
+        document = json.loads(payload) if format == "json" else msgspec.msgpack.decode(payload)
+        return {"load1", "load5", "load15"} <= document["load"].keys()
+    if format in ("prometheus", "openmetrics"):
+        parse = text_string_to_metric_families if format == "prometheus" else openmetrics_families
+        return {f"hostprobe_load_load{minutes}" for minutes in (1, 5, 15)} <= {
+            family.name for family in parse(payload.decode())
+        }
+    if format == "otlp":
+        (resource,) = ExportMetricsServiceRequest.FromString(payload).resource_metrics
+        names = {metric.name for metric in resource.scope_metrics[0].metrics}
+        return {f"hostprobe.load.load{minutes}" for minutes in (1, 5, 15)} <= names
+    if format == "remote_write":
+        names = {series.labels[0].value for series in write_request_class().FromString(payload).timeseries}
+        return {f"hostprobe_load_load{minutes}" for minutes in (1, 5, 15)} <= names
+    lines = payload.decode().splitlines()
+    if format == "influx":
+        return any(re.fullmatch(r"load,host=\S+ load1=\S+,load5=\S+,load15=\S+ \d{19}", line) for line in lines)
+    value = r"[ :]\d+\.\d+(\|g|\|g\|#host:\S+| \d{10})"
+    return all(
+        any(re.fullmatch(rf"hostprobe\.([^.]+\.)?load\.load{minutes}{value}", line) for line in lines)
+        for minutes in (1, 5, 15)
+    )
+
+
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_once_prints_a_frame_in_every_format(format: formats.Name) -> None:
+    payload = bytes_of("once", "--template", "minimal", "--wait", "0", "--format", format)
+    terminator = formats.FORMATS[format].terminator
+    assert payload.endswith(terminator)
+    assert not payload.endswith(b"\n\n")
+    assert has_loads(format, payload)
+    assert not has_loads(format, payload.replace(b"load1", b"load2"))
+
+
+def test_once_has_the_names_of_the_sink_of_its_format(config: Callable[[str], Path]) -> None:
+    path = config(
+        'template = "minimal"\n[sinks.main]\ntype = "file"\npath = "/dev/null"\nformat = "prometheus"\n'
+        'names = "node_exporter"\n'
+    )
+    arguments = ("once", "--config", path, "--wait", "0", "--format")
+    assert b"\nnode_load1 " in bytes_of(*arguments, "prometheus")
+    assert b"\nhostprobe_load_load1 " in bytes_of(*arguments, "openmetrics")
+
+
+def test_sinks_of_a_run_have_each_their_own_format(tmp_path: Path, config: Callable[[str], Path]) -> None:
+    text = 'template = "minimal"\n[agent]\ninterval = "10ms"\n[sinks.main]\nenabled = false\n'
+    for name in formats.FORMATS:
+        text += f'[sinks.{name}]\ntype = "file"\npath = "{tmp_path / name}"\nformat = "{name}"\n'
+    text += (
+        f'[sinks.node]\ntype = "file"\npath = "{tmp_path / "node"}"\nformat = "prometheus"\nnames = "node_exporter"\n'
+    )
+    assert output("run", "--config", config(text), "--cycles", "1") == ""
+    for name in formats.FORMATS:
+        assert has_loads(name, (tmp_path / name).read_bytes()), name
+    assert b"\nnode_load1 " in (tmp_path / "node").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["vm", "old", "damaged"])
 def test_once_reads_a_saved_host(name: str, validator: Draft202012Validator) -> None:
     status, stdout, _ = hostprobe("once", "--root", saved_host(name), "--wait", "10ms")
@@ -580,6 +654,11 @@ def test_help_lists_every_command() -> None:
         (["once", "--wait", "25h"], "argument --wait: '25h': expected a duration up to 1d, or 0"),
         (["once", "--format", "xml"], "argument --format: invalid choice: 'xml'"),
         (["once", "now"], "unrecognized arguments: now"),
+        *(
+            (["once", "--pretty", "--format", name], f"once: --pretty with --format {name}: expected --format json")
+            for name in formats.FORMATS
+            if name != "json"
+        ),
         (["sample-config"], "the following arguments are required: TEMPLATE"),
         (["metrics", "--format", "yaml"], "argument --format: invalid choice: 'yaml'"),
         (["once", "--root", "/\udcff"], "--root: agent.root = '/\\udcff': expected text in UTF-8 without NUL"),

@@ -18,7 +18,7 @@ import pytest
 
 from agent.delivery import OPEN_AFTER_FAILURES, Circuit, Drop, WhenFull
 from agent.errors import SinkError, UsageError
-from agent.exporter import Exporter, Output
+from agent.exporter import Dialect, Exporter, Output
 from agent.frame import Frame
 from agent.logs import Log
 from agent.pool import Buffer
@@ -26,7 +26,9 @@ from agent.ring_records import need
 from agent.serializers.document import Identity
 from agent.serializers.json_lines import JsonSerializer
 from agent.sink_worker import SinkConfig
+from agent.sinks.sink import SinkSettings
 from agent.table import Priority, TableSpec, gauge
+from tests.serializers.writing import serializer
 from tests.workers import (
     PATIENCE_SECONDS,
     PipeSink,
@@ -461,6 +463,42 @@ def test_sinks_that_want_the_same_share_one_payload() -> None:
     assert [line["sequence"] for line in c] == [1, 2]
     assert all("degraded" not in line for line in a + c)
     assert [worker.thinned_frames for worker in publish.exporter.workers] == [0] * 4
+
+
+def test_sinks_of_different_formats_or_names_have_their_own_payloads() -> None:
+    """One serializer a dialect, and one payload for sinks that have the same one and want the same tables."""
+    dialects: list[Dialect] = [
+        ("json", "hostprobe"),
+        ("prometheus", "hostprobe"),
+        ("prometheus", "node_exporter"),
+        ("influx", "hostprobe"),
+        ("prometheus", "hostprobe"),
+    ]
+    publish = Publisher(
+        *(
+            SinkConfig(str(number), ScriptedSink(), SinkSettings(format=dialect[0], names=dialect[1]))
+            for number, dialect in enumerate(dialects)
+        )
+    )
+    serializers = {dialect: serializer(dialect[0], SPECS, names=dialect[1]) for dialect in dialects}
+    payloads: dict[Dialect, bytes] = {}
+
+    def serialize(output: Output, left_out: Sequence[str]) -> bytearray:
+        assert output.dialect not in payloads
+        buffer = Buffer()
+        serializers[output.dialect].write(publish.frame, buffer, output.tables, left_out)
+        payloads[output.dialect] = bytes(buffer.data)
+        return buffer.data
+
+    publish.frame.begin(time.time_ns(), time.monotonic_ns())
+    publish.frame.open(CPU).put_gauges(0, (0.5,))
+    publish.exporter.publish(publish.frame, serialize)
+    assert len(set(payloads.values())) == 4
+    assert b"\nhostprobe_cpu_load" in payloads["prometheus", "hostprobe"]
+    for dialect, worker in zip(dialects, publish.exporter.workers, strict=True):
+        into = bytearray()
+        (record,) = worker.ring.claim(into)
+        assert into[: record.size] == payloads[dialect]
 
 
 def test_a_ring_keeps_what_a_frame_is_stamped_with() -> None:

@@ -1,4 +1,4 @@
-"""The examples of packaging/fleet: each loads, those that belong together agree, sizes follow from what was measured."""
+"""The examples of packaging/fleet: each loads, those that belong together agree, sizes follow from measurements."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ STOREYS = (
     ("agent.sink_worker",),
     ("agent.exporter",),
     ("agent.cycle",),
+    ("agent.bench",),
     ("agent.commands",),
 )
 """From the ground up: a room imports from those below it, and from itself."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from agent.serializers.rows import Rows, expression, tuple_of
-from agent.serializers.series import Block, Group, SeriesSerializer, by_row, plain
+from agent.serializers.series import Block, Group, SeriesSerializer, by_row, plain, told_apart
 from agent.table import Labels, Table, TableSpec
 
 
@@ -35,9 +35,9 @@ class InfluxSerializer(SeriesSerializer):
             return by_row(rows.of(table))
 
         def groups(labels: Sequence[Labels]) -> Iterable[Group]:
-            for row in labels:
+            for row, repeat in zip(labels, told_apart(labels), strict=True):
                 tags = {**self._identity.tags, "host": self._identity.host}
-                tags |= {name: plain(value) for name, value in zip(spec.labels, row, strict=True)}
+                tags |= {name: plain(value) for name, value in zip(spec.labels, row, strict=True)} | repeat
                 shown = {escaped(name): escaped(value) for name, value in tags.items() if name and value}
                 texts = [spec.name, *(f"{name}={value}" for name, value in shown.items())]
                 yield Group(f"{','.join(texts)} ".encode(), fields, b",", self.stamp + b"\n")

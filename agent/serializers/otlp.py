@@ -22,7 +22,7 @@ from agent.serializers.document import Identity
 from agent.serializers.families import Family, Label
 from agent.serializers.frame_tables import FRAME
 from agent.serializers.names import opentelemetry
-from agent.serializers.series import plain
+from agent.serializers.series import plain, told_apart
 from agent.table import Kind, Labels, TableSpec
 
 Series = tuple[Labels, str, tuple[Label, ...]]
@@ -94,7 +94,10 @@ class OtlpSerializer(CastSerializer):
         scope = self._metrics.ScopeMetrics()
         spec = block.spec
         keys = () if spec is FRAME else spec.labels  # its labels are attributes of the resource
-        attributes = [list(zip(keys, map(plain, row), strict=False)) for row in labels]
+        attributes = [
+            [*zip(keys, map(plain, row), strict=False), *repeat.items()]
+            for row, repeat in zip(labels, told_apart(labels), strict=True)
+        ]
         self._note_rows(spec.name, labels)
         family = None
         for point in points:
@@ -111,7 +114,8 @@ class OtlpSerializer(CastSerializer):
             else:
                 value.as_double = np.uint64(mark).view(np.float64)
             for label, held in attributes[point.row]:
-                _put(value.attributes.add(key=renamed[label]).value, renamed[label], held)
+                name = renamed.get(label, label)
+                _put(value.attributes.add(key=name).value, name, held)
             for name, held in point.source.labels:
                 _put(value.attributes.add(key=name).value, name, held)
         text: bytes = scope.SerializeToString()

@@ -14,7 +14,7 @@ from agent.serializers.families import Family
 from agent.serializers.formats import Names
 from agent.serializers.names import naming
 from agent.serializers.rows import Rows, expression, tuple_of
-from agent.serializers.series import Block, Group, SeriesSerializer, by_column, plain
+from agent.serializers.series import Block, Group, SeriesSerializer, by_column, plain, told_apart
 from agent.table import Kind, Labels, Table, TableSpec
 
 _TOTAL = "_total"
@@ -56,9 +56,13 @@ class PrometheusSerializer(SeriesSerializer):
 
     def _groups(self, spec: TableSpec, families: Sequence[Family], labels: Sequence[Labels]) -> Iterable[Group]:
         tags = {label_name(name): value for name, value in self._identity.tags.items()}
+        repeats = told_apart(labels)
         for form, same in groupby(families, key=lambda family: family.labels):
             places = [(name, spec.labels.index(label)) for name, label in form]
-            pairs = [tags | {name: plain(row[place]) for name, place in places} for row in labels]
+            pairs = [
+                tags | {name: plain(row[place]) for name, place in places} | repeat
+                for row, repeat in zip(labels, repeats, strict=True)
+            ]
             shown = [label_text(pair) for pair in pairs]
             for family in same:
                 name = self.sample_name(family)

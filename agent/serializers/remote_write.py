@@ -20,7 +20,7 @@ from agent.serializers.document import Identity
 from agent.serializers.formats import Names
 from agent.serializers.names import naming
 from agent.serializers.prometheus import label_name
-from agent.serializers.series import plain
+from agent.serializers.series import plain, told_apart
 from agent.table import Labels, TableSpec
 
 _DOUBLE = struct.Struct("<d")
@@ -88,11 +88,13 @@ class RemoteWriteSerializer(CastSerializer):
     def cast(self, block: CastBlock, labels: Sequence[Labels], points: Sequence[Point], form: int) -> bytes:
         request = self._request()
         places = {label: place for place, label in enumerate(block.spec.labels)}
+        repeats = told_apart(labels)
         timestamp = 1 << 7 * (form - 1) if form < _LONGEST else -1  # takes as many bytes
         for point in points:
             row = labels[point.row]
             names = {name: plain(row[places[label]]) for name, label in point.family.labels}
-            pairs = {**self._labels, **names, **dict(point.source.labels), "__name__": point.family.name}
+            names |= dict(point.source.labels) | repeats[point.row]
+            pairs = {**self._labels, **names, "__name__": point.family.name}
             series = request.timeseries.add()
             for name, value in sorted(pairs.items()):
                 if value:

@@ -176,6 +176,19 @@ def by_column(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
     return list(rows[0]) if len(rows) == 1 else list(chain.from_iterable(zip(*rows, strict=True)))
 
 
+def told_apart(rows: Sequence[Labels]) -> list[dict[str, str]]:
+    """For each row the label that tells it from an equal one before it, `repeat`, counted from 2; mostly none.
+
+    Sockets that share a port have equal rows, and no format may have a series twice.
+    """
+    seen: dict[Labels, int] = {}
+    labels = []
+    for row in rows:
+        seen[row] = seen.get(row, 0) + 1
+        labels.append({"repeat": str(seen[row])} if seen[row] > 1 else {})
+    return labels
+
+
 def plain(label: str | None) -> str:
     """A label's value as text; bytes that are no UTF-8, as mount points may have, as their escapes."""
     if label is None:

@@ -13,7 +13,7 @@ from typing import Any
 from agent.serializers.frame_tables import FRAME
 from agent.serializers.paths import PREFIX, row_paths
 from agent.serializers.rows import compiled, counters_of, expression, gauges_of, tuple_of
-from agent.serializers.series import Block, Group, SeriesSerializer, by_row, plain
+from agent.serializers.series import Block, Group, SeriesSerializer, by_row, plain, told_apart
 from agent.table import Column, Kind, Labels, Table, TableSpec
 
 
@@ -52,12 +52,12 @@ class DogStatsdSerializer(StatsdSerializer):
     """Writes frames as DogStatsD: `hostprobe.disk_io.reads_total:12|c|#host:web-1,device:vda`."""
 
     def _groups(self, spec: TableSpec, columns: Sequence[Column], labels: Sequence[Labels]) -> Iterable[Group]:
-        for row in labels:
+        for row, repeat in zip(labels, told_apart(labels), strict=True):
             tags = {**self._identity.tags, "host": self._identity.host}
             if spec is not FRAME:
                 tags |= {name: plain(value) for name, value in zip(spec.labels, row, strict=True) if value is not None}
             # A colon ends a name, and not a value.
-            shown = {_tag(name).replace(":", "_"): _tag(value) for name, value in tags.items() if name}
+            shown = {_tag(name).replace(":", "_"): _tag(value) for name, value in (tags | repeat).items() if name}
             text = f"|#{','.join(f'{name}:{value}' for name, value in shown.items())}".encode()
             names = [f"{PREFIX}.{spec.name}.{column.name}:".encode() for column in columns]
             yield Group(b"", [(name, _behind(column, text)) for name, column in zip(names, columns, strict=True)])
@@ -77,7 +77,7 @@ def _growth(spec: TableSpec, column: Column, guarded: bool) -> str:
     """Python for a gauge's value, or a counter's growth since the row `p`."""
     if column.kind is Kind.GAUGE:
         value = f"g[{spec.gauge_index[column.name]}]"
-        return f"({expression(spec, column)}) if {value} >= 0 else None"
+        return f"({expression(spec, column)}) + 0 if {value} >= 0 else None"  # a 0 with a sign would be a change too
     now, before = (f"{row}[{spec.counter_index[column.name]}]" for row in "cp")
     growth = f"({now} - {before}){'' if column.per == 1 else f' / {column.per}'}"
     known = f"{now} is not None and {before} is not None and " if guarded else ""

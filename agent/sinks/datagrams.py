@@ -92,12 +92,13 @@ def packed(payload: bytes | memoryview, limit_bytes: int, is_lines: bool) -> tup
     held: list[bytes] = []
     held_bytes = 0
     for line in lines:
-        if held and held_bytes + len(line) > limit_bytes:
+        if len(line) > limit_bytes:
+            continue
+        if held_bytes + len(line) > limit_bytes:
             datagrams.append(b"\n".join(held))
             held, held_bytes = [], 0
-        if len(line) <= limit_bytes:
-            held.append(line)
-            held_bytes += len(line) + 1
+        held.append(line)
+        held_bytes += len(line) + 1
     if held:
         datagrams.append(b"\n".join(held))
     return datagrams, longest_bytes

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
+from agent.errors import SinkError
 from agent.extras import needed
 from agent.serializers.formats import FORMATS
+from agent.serializers.remote_write import write_request_class
 from agent.sinks.http_body import joined
 from agent.sinks.http_client import HttpClient, HttpClientSettings
 
@@ -43,6 +45,7 @@ class RemoteWriteSink:
         }
         self._client = HttpClient(settings, "remote_write", headers)
         self._compressed: Callable[[bytes], Any] | None = None
+        self._request: Any = None  # the class WriteRequest
         self.notices = self._client.notices
 
     def open(self) -> None:
@@ -50,17 +53,43 @@ class RemoteWriteSink:
         import cramjam
 
         self._compressed = cramjam.snappy.compress_raw
+        self._request = write_request_class()
         self._client.open()
 
     def deliver(self, payloads: Sequence[memoryview]) -> None:
         if self._compressed is None:
             self.open()
+        delivered = 0
+        for stop in self._ends_of_runs(payloads):
+            try:
+                self._post(payloads[delivered:stop], is_last=len(payloads) - delivered == 1)
+            except SinkError as error:
+                error.delivered = delivered
+                raise
+            delivered = stop
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _ends_of_runs(self, payloads: Sequence[memoryview]) -> Iterator[int]:
+        """Where a request must end: at the end, and before a payload that is no later than the one before it.
+
+        Prometheus compares samples with what it had before the request. Those in disorder within it are left out
+        without a word, and it answers 204; in a request of their own they are refused, and so counted.
+        """
+        before = None
+        for place, payload in enumerate(payloads if len(payloads) > 1 else ()):
+            (*_, series) = self._request.FromString(bytes(payload)).timeseries
+            time = series.samples[-1].timestamp
+            if before is not None and time <= before:
+                yield place
+            before = time
+        yield len(payloads)
+
+    def _post(self, payloads: Sequence[memoryview], is_last: bool) -> None:
         assert self._compressed is not None
         answer = self._client.post(bytes(self._compressed(joined(payloads))))
         if answer.is_for_later:
             self._client.fail(answer, answer.start)
         if not answer.is_taken:
-            self._client.reject(answer, answer.start, each=answer.may_be_for_one and len(payloads) > 1)
-
-    def close(self) -> None:
-        self._client.close()
+            self._client.reject(answer, answer.start, each=answer.may_be_for_one and not is_last)

@@ -11,13 +11,11 @@ import argparse
 import gc
 import json
 import os
-import socket
 import statistics
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -27,54 +25,11 @@ sys.path.insert(0, str(ROOT))
 
 from agent import config  # noqa: E402
 from agent.assembly import Agent  # noqa: E402
+from agent.bench.floor import RawReader, first_cycle, together  # noqa: E402
 from agent.delivery import Drop  # noqa: E402
 from agent.logs import Log  # noqa: E402
-from probes import netlink  # noqa: E402
-from probes.socket_tallies import UDP_UNCONNECTED  # noqa: E402
 
 Work = Callable[[], object]
-
-
-class RawReader:
-    """Reads what the probes read, into one buffer, and looks at nothing."""
-
-    def __init__(self, agent: Agent, mounts: Sequence[str]) -> None:
-        self._buffer = bytearray(1 << 20)
-        self._views = [self._buffer]
-        self._fds = []
-        for path, file in agent.host._files.items():
-            if file._fd < 0:
-                continue
-            try:
-                self._fds.append(os.open(path, os.O_RDONLY))
-                os.preadv(self._fds[-1], self._views, 0)
-            except OSError:
-                self._fds.pop()
-        self._fds.append(os.open("/proc/self/statm", os.O_RDONLY))
-        self._mounts = mounts
-        self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)
-        self._requests = [
-            struct.pack("=IHHII", 16 + len(payload), kind, 0x301, 1, 0) + payload
-            for kind, payload in (
-                (18, netlink.inet_request_v1(netlink.ALL_STATES)),
-                (20, netlink.inet_request_v2(socket.AF_INET, socket.IPPROTO_UDP, 1 << UDP_UNCONNECTED)),
-                (20, netlink.inet_request_v2(socket.AF_INET6, socket.IPPROTO_UDP, 1 << UDP_UNCONNECTED)),
-                (20, netlink.unix_request()),
-            )
-        ]
-
-    def read(self) -> None:
-        for fd in self._fds:
-            os.preadv(fd, self._views, 0)
-        for mount in self._mounts:
-            os.stat(mount), os.statvfs(mount)
-        for request in self._requests:
-            self._netlink.send(request)
-            done = False
-            while not done:
-                size = self._netlink.recv_into(self._buffer)
-                # NLMSG_DONE (3) is the last message: alone, or behind others in the datagram (20 bytes).
-                done = self._buffer[4] == 3 or (self._buffer[size - 16] == 3 and self._buffer[size - 20] == 20)
 
 
 def by_psutil(process: psutil.Process) -> bytes:
@@ -156,12 +111,10 @@ def main() -> None:
     sinks = {"--bench": {"sinks": {"main": {"type": "file", "path": os.devnull}}}}
     agent = Agent(config.load(template=arguments.template, overrides=sinks, environment={}), Log())
     agent.exporter.open()
-    agent.cycle.run(0)  # its sink is not started yet: a cycle ends with the push
+    # Its sink is not started yet: a cycle ends with the push.
+    raw = RawReader(together(first_cycle(agent).values()))
+    agent.cycle.run(0)
     (worker,) = agent.exporter.workers
-    mounts = (
-        [row[0] for row in agent.cycle.frame.tables["filesystem"].labels] if arguments.template != "minimal" else []
-    )
-    raw = RawReader(agent, mounts)
     process = psutil.Process()
     ticks = iter(range(1, 1 << 60))
     figures = in_turns(

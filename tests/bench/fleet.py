@@ -150,7 +150,7 @@ def run(name: str, seconds: float, interval: Duration, folder: Path) -> bool:
         cpu_before = time.process_time()
         feeding = threading.Thread(target=fleet.run, args=(ticks, float(interval)))
         feeding.start()
-        wait_until(lambda: fleet.ticks >= OUTAGE_AT * ticks, float("inf"))
+        wait_until(lambda: fleet.ticks >= OUTAGE_AT * ticks or not feeding.is_alive(), float("inf"))
         wait_until(lambda: not fleet.backlog(), float(interval))
         kept_alone = kept_a_frame(route, sum(worker.frames[0] for worker in fleet.workers))
         route.away()

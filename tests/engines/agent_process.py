@@ -60,7 +60,7 @@ class Hostprobe(Engine):
         return *self._prefix, sys.executable, "-m", "agent", "run", "--config", str(self._configuration)
 
     def environment(self) -> dict[str, str]:
-        """Finds the agent of this repository, whatever its folder, and warns nobody of anything but what it logs."""
+        """Runs the agent of this repository, whatever folder it runs in."""
         return {**super().environment(), "PYTHONPATH": str(REPOSITORY)}
 
     def is_ready(self) -> bool:

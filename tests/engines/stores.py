@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,10 @@ class Prometheus(Engine):
 
 
 class VictoriaMetrics(Engine):
-    """Takes Influx lines at URL/write and remote writes at `write_url`; keeps what is up to 100 years old."""
+    """Takes Influx lines at URL/write, remote writes at `write_url` and Graphite's lines at `graphite`, host:port.
+
+    It keeps what is up to 100 years old.
+    """
 
     name = "victoria-metrics"
 
@@ -76,11 +80,14 @@ class VictoriaMetrics(Engine):
         (self.port,) = free_ports(1)
         self.url = f"http://{LOCALHOST}:{self.port}"
         self.write_url = f"{self.url}/api/v1/write"
+        (port,) = free_ports(1)
+        self.graphite = f"{LOCALHOST}:{port}"
 
     def command(self) -> Sequence[str]:
         return (
             program("victoria-metrics"),
             f"-httpListenAddr={LOCALHOST}:{self.port}",
+            f"-graphiteListenAddr={self.graphite}",
             f"-storageDataPath={self.folder}/data",
             "-memory.allowedBytes=64MiB",
             "-retentionPeriod=100y",
@@ -98,9 +105,21 @@ class VictoriaMetrics(Engine):
     def export(self, selector: str) -> list[dict[str, Any]]:
         """Every series that a selector matches: `metric`, `values`, and `timestamps` in Unix milliseconds."""
         self._flush()
-        status, body = http(f"{self.url}/api/v1/export", parameters={"match[]": selector})
+        # By itself an export ends before the current second.
+        parameters = {"match[]": selector, "end": f"{time.time() + 60:.3f}"}
+        status, body = http(f"{self.url}/api/v1/export", parameters=parameters)
         assert status == 200, body
         return [json.loads(line) for line in body.splitlines()]
+
+    def series(self, selector: str) -> tuple[dict[str, str], list[tuple[int, float]]]:
+        """The labels of the one series that a selector matches, and its samples by time: milliseconds, value."""
+        (one,) = self.export(selector)
+        return one["metric"], sorted(zip(one["timestamps"], one["values"], strict=True))
+
+    def write_to_disk(self) -> None:
+        """By itself it does so every five seconds: a crash takes with it what it has acknowledged since."""
+        status, body = http(f"{self.url}/snapshot/create")
+        assert (status, json.loads(body)["status"]) == (200, "ok")
 
     def _flush(self) -> None:
         """Makes visible what it has taken; by itself it does so once a second."""

@@ -32,6 +32,7 @@ UNITS = {
     "system.memory.utilization": "1",
     "system.network.packet.count": "{packet}",
     "system.uptime": "s",
+    "hostprobe.memory.dirty_bytes": "By",
     "hostprobe.cpu.context_switches": "{switch}",
     "hostprobe.disk_io.reads_per_second": "{read}/s",
     "hostprobe.frame.sequence": "{frame}",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 
 from agent import __version__
 from tests.engines.agent_process import Hostprobe, SteppedAgent, milliseconds
-from tests.engines.process import LOCALHOST, free_ports, http, patiently
+from tests.engines.process import patiently
 from tests.engines.stores import VictoriaMetrics
 from tests.hosts import saved_host
 from tests.workers import until
@@ -35,50 +33,20 @@ VALUES: dict[str, Value] = {
 """By table and column, what a frame's JSON says."""
 
 
-class Victoria(VictoriaMetrics):
-    """Takes Graphite's lines too, and can be told to keep what it has."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        (port,) = free_ports(1)
-        self.graphite = f"{LOCALHOST}:{port}"
-
-    def command(self) -> Sequence[str]:
-        return *super().command(), f"-graphiteListenAddr={self.graphite}"
-
-    def write_to_disk(self) -> None:
-        """By itself it does so every five seconds: a crash takes with it what it has acknowledged since."""
-        status, body = http(f"{self.url}/snapshot/create")
-        assert (status, json.loads(body)["status"]) == (200, "ok")
-
-    def export(self, selector: str) -> list[dict[str, Any]]:
-        """As its parent's, with what has come in this second: by itself an export ends before."""
-        self._flush()
-        parameters = {"match[]": selector, "end": f"{time.time() + 60:.3f}"}
-        status, body = http(f"{self.url}/api/v1/export", parameters=parameters)
-        assert status == 200, body
-        return [json.loads(line) for line in body.splitlines()]
-
-    def series(self, selector: str) -> tuple[dict[str, str], list[tuple[int, float]]]:
-        """The labels of the one series that a selector matches, and its samples by time: milliseconds, value."""
-        (one,) = self.export(selector)
-        return one["metric"], sorted(zip(one["timestamps"], one["values"], strict=True))
-
-
 @pytest.fixture(scope="module")
-def victoria(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victoria]:
-    with Victoria(tmp_path_factory.mktemp("victoria-metrics")) as store:
-        yield store
-
-
-@pytest.fixture(scope="module")
-def frames(victoria: Victoria, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def frames(victoria_metrics: VictoriaMetrics, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Those of an agent that has written them in four formats."""
+    several = {"records": 3, "linger": "1h"}
     sinks = {
-        "influx": {"type": "http", "format": "influx", "url": f"{victoria.url}/write?db=hosts"},
-        "prometheus": {"type": "http", "format": "prometheus", "url": f"{victoria.url}{IMPORT}"},
-        "graphite": {"type": "tcp", "format": "graphite", "address": victoria.graphite},
-        "remote_write": {"type": "remote_write", "url": victoria.write_url},
+        "influx": {
+            "type": "http",
+            "format": "influx",
+            "url": f"{victoria_metrics.url}/write?db=hosts",
+            "batch": several,
+        },
+        "prometheus": {"type": "http", "format": "prometheus", "url": f"{victoria_metrics.url}{IMPORT}"},
+        "graphite": {"type": "tcp", "format": "graphite", "address": victoria_metrics.graphite},
+        "remote_write": {"type": "remote_write", "url": victoria_metrics.write_url, "batch": several},
     }
     with Hostprobe(tmp_path_factory.mktemp("agent"), sinks, {"hostname": "victoria"}) as agent:
         patiently(lambda: len(agent.frames()) >= 5, "five frames")
@@ -98,10 +66,10 @@ def kept(value: float) -> Any:
 
 
 @pytest.mark.parametrize("column", VALUES)
-def test_influx_lines(victoria: Victoria, frames: list[dict[str, Any]], column: str) -> None:
+def test_influx_lines(victoria_metrics: VictoriaMetrics, frames: list[dict[str, Any]], column: str) -> None:
     """/write takes db, which becomes a label; nanoseconds are what it expects, and milliseconds what it keeps."""
     name = column.replace(" ", "_")
-    labels, found = victoria.series(f'{name}{{host="victoria",db="hosts"}}')
+    labels, found = victoria_metrics.series(f'{name}{{host="victoria",db="hosts"}}')
     assert labels == {"__name__": name, "host": "victoria", "db": "hosts", "env": "test"} | run(
         column, frames, "instance"
     )
@@ -109,9 +77,9 @@ def test_influx_lines(victoria: Victoria, frames: list[dict[str, Any]], column: 
 
 
 @pytest.mark.parametrize("column", VALUES)
-def test_remote_write(victoria: Victoria, frames: list[dict[str, Any]], column: str) -> None:
+def test_remote_write(victoria_metrics: VictoriaMetrics, frames: list[dict[str, Any]], column: str) -> None:
     name = f"hostprobe_{column.replace(' ', '_')}"
-    labels, found = victoria.series(f'{name}{{job="hostprobe"}}')
+    labels, found = victoria_metrics.series(f'{name}{{job="hostprobe"}}')
     expected = {"__name__": name, "job": "hostprobe", "instance": "victoria", "env": "test"}
     assert labels == expected | ({"host": "victoria"} if column.startswith("frame") else {}) | run(
         column, frames, "run"
@@ -120,19 +88,19 @@ def test_remote_write(victoria: Victoria, frames: list[dict[str, Any]], column: 
 
 
 @pytest.mark.parametrize("column", VALUES)
-def test_prometheus_text(victoria: Victoria, frames: list[dict[str, Any]], column: str) -> None:
+def test_prometheus_text(victoria_metrics: VictoriaMetrics, frames: list[dict[str, Any]], column: str) -> None:
     """It has no times: each state has that of its arrival."""
     name = f"hostprobe_{column.replace(' ', '_')}"
-    labels, found = victoria.series(f'{name}{{job="imported"}}')
+    labels, found = victoria_metrics.series(f'{name}{{job="imported"}}')
     assert labels.items() >= {"env": "test", "instance": "victoria"}.items()
     assert [value for _, value in found] == [kept(VALUES[column](frame)) for frame in frames]
     assert all(at_ms >= milliseconds(frame) for (at_ms, _), frame in zip(found, frames, strict=True))
 
 
 @pytest.mark.parametrize("column", VALUES)
-def test_graphite_lines(victoria: Victoria, frames: list[dict[str, Any]], column: str) -> None:
+def test_graphite_lines(victoria_metrics: VictoriaMetrics, frames: list[dict[str, Any]], column: str) -> None:
     """Their times are whole seconds."""
-    labels, found = victoria.series(f'{{__name__="hostprobe.victoria.{column.replace(" ", ".")}"}}')
+    labels, found = victoria_metrics.series(f'{{__name__="hostprobe.victoria.{column.replace(" ", ".")}"}}')
     assert labels.keys() == {"__name__"}
     assert found == [(at_ms // 1000 * 1000, value) for at_ms, value in samples(frames, VALUES[column])]
 
@@ -142,43 +110,43 @@ def run(column: str, frames: Sequence[Mapping[str, Any]], label: str) -> dict[st
     return {label: frames[0]["instance"], "version": __version__} if column.startswith("frame") else {}
 
 
-def test_whole_numbers_beyond_doubles(victoria: Victoria, tmp_path: Path) -> None:
+def test_whole_numbers_beyond_doubles(victoria_metrics: VictoriaMetrics, tmp_path: Path) -> None:
     """Influx lines hold 63 bits, of which VictoriaMetrics keeps a double's 53; what has more is left out."""
     root = tmp_path / "root"
     shutil.copytree(saved_host("vm"), root, symlinks=True)
     interfaces = root / "proc/1/net/dev"
     counters = f"{BEYOND_DOUBLE} 1 0 0 0 0 0 0 {BEYOND_INT64} 1 0 0 0 0 0 0"
     interfaces.write_text(f"{interfaces.read_text()}  big: {counters}\n")
-    sinks = {"influx": {"type": "http", "format": "influx", "url": f"{victoria.url}/write"}}
+    sinks = {"influx": {"type": "http", "format": "influx", "url": f"{victoria_metrics.url}/write"}}
     with Hostprobe(tmp_path, sinks, {"hostname": "large", "root": str(root)}) as agent:
         pass
     (row,) = [row for row in agent.frames()[0]["network"] if row["interface"] == "big"]
     assert (row["receive_bytes_total"], row["transmit_bytes_total"]) == (BEYOND_DOUBLE, BEYOND_INT64)
     big = '{host="large",interface="big"}'
-    labels, found = victoria.series(f"network_receive_bytes_total{big}")
+    labels, found = victoria_metrics.series(f"network_receive_bytes_total{big}")
     assert {value for _, value in found} == {2**53}
     assert len(found) == len(agent.frames())
     assert "db" not in labels
-    assert victoria.export(f"network_transmit_bytes_total{big}") == []
-    assert {value for _, value in victoria.series(f"network_transmit_packets_total{big}")[1]} == {1}
+    assert victoria_metrics.export(f"network_transmit_bytes_total{big}") == []
+    assert {value for _, value in victoria_metrics.series(f"network_transmit_packets_total{big}")[1]} == {1}
 
 
-def test_nothing_is_missing_where_it_was_killed(victoria: Victoria, tmp_path: Path) -> None:
-    with SteppedAgent(tmp_path, {"type": "remote_write", "url": victoria.write_url}, "killed") as agent:
+def test_nothing_is_missing_where_it_was_killed(victoria_metrics: VictoriaMetrics, tmp_path: Path) -> None:
+    with SteppedAgent(tmp_path, {"type": "remote_write", "url": victoria_metrics.write_url}, "killed") as agent:
         for _ in range(5):
             agent.step()
         until(lambda: agent.worker.frames == (5, 0, 0), "five are sent")
-        victoria.write_to_disk()
-        victoria.kill()
+        victoria_metrics.write_to_disk()
+        victoria_metrics.kill()
         for _ in range(5):
             agent.step()
         until(lambda: agent.worker.failures, "it was missed")
         assert agent.worker.frames == (5, 0, 5)
-        victoria.start()
+        victoria_metrics.start()
         for _ in range(5):
             agent.step()
         until(lambda: agent.worker.frames == (15, 0, 0), "all are sent")
-    labels, found = victoria.series('hostprobe_frame_sequence{instance="killed"}')
+    labels, found = victoria_metrics.series('hostprobe_frame_sequence{instance="killed"}')
     assert labels.items() >= {"job": "hostprobe", "host": "killed", "env": "test"}.items()
     assert found == agent.frames
     assert [sequence for _, sequence in found] == list(range(1, 16))

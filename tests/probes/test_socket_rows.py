@@ -180,7 +180,7 @@ def test_unix_rows() -> None:
         ("10", "stream", "listen", "/run/a b", None, None, 3, 128, 0),
         ("11", "dgram", "close", "@ab@c", 5, 0, None, None, 1000),
         ("12", "seqpacket", "established", "", 0, 6, None, None, None),
-        ("13", "99", "99", "\ufffd", None, None, None, None, None),
+        ("13", "99", "99", "\\xff", None, None, None, None, None),
     ]
     assert table.dropped == 1
 

@@ -3,113 +3,26 @@
 from __future__ import annotations
 
 import gc
-import random
 import sys
-from collections.abc import Iterator
 
 import pytest
 
-from agent.frame import Frame
 from agent.pool import Buffer
 from agent.serializers import formats
 from agent.serializers.document import Identity
 from agent.serializers.series import plain
-from agent.table import COUNTER_MAX, NAN, Labels, TableSpec
 from tests.serializers.writing import (
     BARE,
     DISK,
-    SECOND_NS,
     SERIES_FORMATS,
     SHARES,
-    SPECS,
-    TIME_NS,
     TIMES,
+    Story,
     Writer,
     serializer,
 )
 
 ALL_FORMATS = list(formats.FORMATS)
-TEXTS = [
-    "vda",
-    "vdb",
-    "sd a",
-    "sd_a",
-    "sd_a-2",
-    'q"uo\\te',
-    "line\nfeed",
-    "a,b=c",
-    "\t\0",
-    " \0",
-    " \0\n",
-    "\udcff\udcfe",
-    "",
-    "🦀",
-]
-
-
-class Story:
-    """Frames in which everything changes, by a seed."""
-
-    def __init__(self, seed: int, specs: tuple[TableSpec, ...] = SPECS) -> None:
-        self.random = random.Random(seed)
-        self.frame = Frame(specs)
-        self._specs = specs
-        self._labels: dict[str, list[Labels]] = {}
-
-    def frames(self, count: int) -> Iterator[Frame]:
-        for number in range(count):
-            step_ns = self.random.choice([SECOND_NS, SECOND_NS, 1, -3 * SECOND_NS])
-            self.frame.begin(TIME_NS + number * 10 * SECOND_NS + step_ns, number * SECOND_NS)
-            for spec in self.random.sample(self._specs, len(self._specs)) if number % 7 == 6 else self._specs:
-                fate = self.random.random()
-                if fate < 0.12:
-                    continue  # its probe isn't due
-                self._fill(spec)
-                if fate > 0.93:
-                    self.frame.discard([spec])
-            self.frame.derive()
-            yield self.frame
-
-    def _fill(self, spec: TableSpec) -> None:
-        table = self.frame.open(spec)
-        if spec.labels:
-            table.claim(self._next_labels(spec), self.random.choice([None, None, 3]))
-        table.continues = self.random.random() < 0.9
-        for row in range(table.count):
-            table.put_counters(row, [self._counter() for _ in spec.counters])
-            table.put_gauges(row, [self._gauge() for _ in spec.gauges])
-
-    def _next_labels(self, spec: TableSpec) -> list[Labels]:
-        labels = self._labels.get(spec.name, [])
-        fate = self.random.random()
-        if fate < 0.5:
-            pass  # the same object
-        elif fate < 0.6:
-            labels = list(labels)
-        elif fate < 0.75:
-            labels = self.random.sample(labels, len(labels))
-        else:
-            texts = [None, *TEXTS]
-            made = [tuple(self.random.choice(texts) for _ in spec.labels) for _ in range(self.random.randrange(6))]
-            labels = list(dict.fromkeys(made + labels[: self.random.randrange(6)]))
-        self._labels[spec.name] = labels
-        return labels
-
-    def _counter(self) -> int | None:
-        exact = self.random.choice([0, 1, 2**53 + 1, 2**63 - 1, 2**63, COUNTER_MAX, None])
-        return exact if self.random.random() < 0.2 else self.random.randrange(1000)
-
-    def _gauge(self) -> float:
-        odd = self.random.choice([NAN, -0.0, -7.0, 1e23, float("inf"), 2.0**53, 5e-324, 0.1])
-        return odd if self.random.random() < 0.2 else float(self.random.randrange(1000))
-
-    def choice(self) -> tuple[list[str], list[str]]:
-        """Which tables are wanted, and which a full ring leaves out."""
-        names = [spec.name for spec in self._specs]
-        if self.random.random() < 0.6:
-            return [], []
-        wanted = self.random.sample(names, self.random.randrange(len(names)))
-        return wanted, self.random.sample(list(self.frame.tables), min(1, len(self.frame.tables)))
 
 
 def without_starts(format: formats.Name, payload: bytes) -> object:
@@ -241,6 +154,7 @@ def test_ten_thousand_devices(format: formats.Name) -> None:
     payload = writer.payload()
     assert all(name in payload for name in (b"disk0", b"disk9999"))
     assert payload == writer.payload()
+    assert writer.buffer.capacity.bit_count() == 1  # a power of two, as it was reserved; what regrows is none
 
 
 @pytest.mark.parametrize("format", ALL_FORMATS)

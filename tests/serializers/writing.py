@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from agent.serializers import formats
 from agent.serializers.document import Identity
 from agent.serializers.families import Naming
 from agent.serializers.frame_tables import FRAME, LEFT_OUT, UNAME
-from agent.table import Kind, Labels, Table, TableSpec, counter, gauge, rate
+from agent.table import COUNTER_MAX, NAN, Kind, Labels, Table, TableSpec, counter, gauge, rate
 
 SECOND_NS = 1_000_000_000
 TIME_NS = 1_795_217_867_123_456_789
@@ -62,6 +63,24 @@ BARE = TableSpec("bare", "Labels and nothing else.", labels=("name",))
 SHARES = TableSpec("shares", "Nothing but what is derived.", gauge("free_ratio", "ratio", "Share.", derived=True))
 SPECS = (TIMES, DISK, OWN, BARE, SHARES)
 SERIES_FORMATS: list[formats.Name] = [name for name in formats.FORMATS if name not in ("json", "msgpack")]
+
+_TEXTS = [
+    None,
+    "",
+    "vda",
+    "vdb",
+    "sd a",
+    "sd_a",
+    "sd_a-2",
+    'q"uo\\te',
+    "line\nfeed",
+    "a,b=c",
+    "\t\0",
+    " \0",
+    " \0\n",
+    "\udcff\udcfe",
+    "🦀",
+]
 
 Row = tuple[Labels, Sequence[int | None], Sequence[float]]
 """A row's labels, counters and gauges."""
@@ -208,3 +227,69 @@ def series(values: Iterable[Known], specs: Iterable[TableSpec], naming: Naming, 
                     value = one.value // source.per if is_whole else one.value / source.per
                     found.append(Series(family.name, tuple(sorted(labels.items())), value))
     return sorted(found)
+
+
+class Story:
+    """Frames in which everything changes, by a seed."""
+
+    def __init__(self, seed: int, specs: tuple[TableSpec, ...] = SPECS) -> None:
+        self.random = random.Random(seed)
+        self.frame = Frame(specs)
+        self._specs = specs
+        self._labels: dict[str, list[Labels]] = {}
+
+    def frames(self, count: int) -> Iterator[Frame]:
+        for number in range(count):
+            step_ns = self.random.choice([SECOND_NS, SECOND_NS, 1, -3 * SECOND_NS])
+            self.frame.begin(TIME_NS + number * 10 * SECOND_NS + step_ns, number * SECOND_NS)
+            for spec in self.random.sample(self._specs, len(self._specs)) if number % 7 == 6 else self._specs:
+                fate = self.random.random()
+                if fate < 0.12:
+                    continue  # its probe isn't due
+                self._fill(spec)
+                if fate > 0.93:
+                    self.frame.discard([spec])
+            self.frame.derive()
+            yield self.frame
+
+    def _fill(self, spec: TableSpec) -> None:
+        table = self.frame.open(spec)
+        if spec.labels:
+            table.claim(self._next_labels(spec), self.random.choice([None, None, 3]))
+        table.continues = self.random.random() < 0.9
+        for row in range(table.count):
+            table.put_counters(row, [self._counter() for _ in spec.counters])
+            table.put_gauges(row, [self._gauge() for _ in spec.gauges])
+
+    def _next_labels(self, spec: TableSpec) -> list[Labels]:
+        labels = self._labels.get(spec.name, [])
+        fate = self.random.random()
+        if fate < 0.5:
+            pass  # the same object
+        elif fate < 0.6:
+            labels = list(labels)
+        elif fate < 0.75:
+            labels = self.random.sample(labels, len(labels))
+        else:
+            made = [tuple(self.random.choice(_TEXTS) for _ in spec.labels) for _ in range(self.random.randrange(6))]
+            labels = list(dict.fromkeys(made + labels[: self.random.randrange(6)]))
+        if self.random.random() < 0.05:
+            labels = labels + labels[:1]  # two rows of the same key
+        self._labels[spec.name] = labels
+        return labels
+
+    def _counter(self) -> int | None:
+        exact = self.random.choice([0, 1, 2**53 + 1, 2**63 - 1, 2**63, COUNTER_MAX, None])
+        return exact if self.random.random() < 0.2 else self.random.randrange(1000)
+
+    def _gauge(self) -> float:
+        odd = self.random.choice([NAN, -0.0, -7.0, 1e23, float("inf"), 2.0**53, 5e-324, 0.1])
+        return odd if self.random.random() < 0.2 else float(self.random.randrange(1000))
+
+    def choice(self) -> tuple[list[str], list[str]]:
+        """Which tables are wanted, and which a full ring leaves out."""
+        names = [spec.name for spec in self._specs]
+        if self.random.random() < 0.6:
+            return [], []
+        wanted = self.random.sample(names, self.random.randrange(len(names)))
+        return wanted, self.random.sample(list(self.frame.tables), min(1, len(self.frame.tables)))

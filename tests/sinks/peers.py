@@ -310,9 +310,13 @@ class UdpPeer:
 
     def receive(self) -> list[Datagram]:
         """All that has come; on loopback that is all that was sent."""
+        return [Datagram.of(data) for data in self.receive_bytes()]
+
+    def receive_bytes(self) -> list[bytes]:
+        """The same of other formats than JSON, which have no header."""
         found = []
         while select.select([self._socket], [], [], 0)[0]:
-            found.append(Datagram.of(self._socket.recv(65536)))
+            found.append(self._socket.recv(65536))
         return found
 
 

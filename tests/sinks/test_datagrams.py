@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.serializers.document import HEADER
-from agent.sinks.datagrams import header, nanoseconds_of, split
+from agent.sinks.datagrams import header, nanoseconds_of, packed, split
 from tests.sinks.peers import Datagram, Frame, assemble
 
 GOLDEN = Path(__file__).parents[1] / "fixtures/golden"
@@ -278,3 +278,39 @@ def test_the_header_is_of_20_bytes_and_checked() -> None:
 def test_a_frame_without_a_time(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         nanoseconds_of(text)
+
+
+# Lines, and payloads that are none
+
+lines = st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\n", b"")), min_size=1, max_size=40)
+
+
+@given(lines, st.integers(1, 120))
+def test_lines_are_packed_whole_and_in_their_order(texts: list[bytes], limit_bytes: int) -> None:
+    payload = b"\n".join(texts)
+    datagrams, longest_bytes = packed(payload, limit_bytes, is_lines=True)
+    assert all(len(datagram) <= limit_bytes for datagram in datagrams)
+    if len(payload) <= limit_bytes:
+        assert datagrams == [payload]
+        return
+    assert longest_bytes == max(map(len, texts))
+    kept = [line for line in texts if len(line) <= limit_bytes]
+    assert [line for datagram in datagrams for line in datagram.split(b"\n")] == kept
+    for datagram, following in pairwise(datagrams):
+        assert len(datagram) + 1 + len(following.split(b"\n")[0]) > limit_bytes, "there was room"
+
+
+def test_a_datagram_is_filled_to_the_last_byte() -> None:
+    assert packed(b"12345\n789\nx", 9, is_lines=True) == ([b"12345\n789", b"x"], 5)
+    assert packed(b"12345\n7890\nx", 9, is_lines=True) == ([b"12345", b"7890\nx"], 5)
+
+
+def test_a_line_that_is_too_long_is_left_out_and_its_length_told() -> None:
+    assert packed(b"ab\n" + b"x" * 20 + b"\ncd", 10, is_lines=True) == ([b"ab\ncd"], 20)
+    assert packed(b"x" * 20, 10, is_lines=True) == ([], 20)
+
+
+def test_a_payload_that_is_no_lines_is_one_datagram() -> None:
+    payload = b"a\nb\n" * 5
+    assert packed(payload, 20, is_lines=False) == ([payload], 20)
+    assert packed(memoryview(payload), 19, is_lines=False) == ([], 20)

@@ -11,14 +11,16 @@ import msgspec
 import pytest
 
 from agent.errors import SinkError, UsageError
+from agent.serializers import formats
 from agent.sinks.file import FileSettings, FileSink
 from agent.units import Size
 
 root_on_linux = sys.platform.startswith("linux") and os.geteuid() == 0
 
 
-def opened(path: Path, max_size: int = 1 << 20, max_files: int = 5) -> FileSink:
-    sink = FileSink(FileSettings(type="file", path=str(path), max_size=Size(max_size), max_files=max_files))
+def opened(path: Path, max_size: int = 1 << 20, max_files: int = 5, format: formats.Name = "json") -> FileSink:
+    settings = FileSettings(type="file", path=str(path), max_size=Size(max_size), max_files=max_files, format=format)
+    sink = FileSink(settings)
     sink.open()
     return sink
 
@@ -338,3 +340,33 @@ def test_what_a_killed_process_left_of_a_line_gets_its_end(tmp_path: Path) -> No
     deliver(sink, b"after")
     sink.close()
     assert lines(tmp_path / "out") == [b"whole", b"torn", b"next", b"after"]
+
+
+# Formats whose payloads say themselves where they end
+
+
+@pytest.mark.parametrize("format", ["msgpack", "otlp", "remote_write"])
+def test_payloads_without_line_feeds_follow_each_other(tmp_path: Path, format: formats.Name) -> None:
+    path = tmp_path / "out"
+    sink = opened(path, format=format)
+    deliver(sink, b"one", b"", b"t\nwo")
+    sink.close()
+    deliver(sink, b"three")
+    sink.close()
+    assert path.read_bytes() == b"onet\nwothree"
+
+
+def test_nothing_is_put_behind_what_somebody_else_left_of_a_payload(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"\x81\xa1")
+    sink = opened(path, format="msgpack")
+    deliver(sink, b"a")
+    sink.close()
+    assert path.read_bytes() == b"\x81\xa1a"
+
+
+def test_the_limit_is_exact_without_line_feeds(tmp_path: Path) -> None:
+    sink = opened(tmp_path / "out", max_size=10, format="msgpack")
+    deliver(sink, b"12345", b"67890", b"1")
+    sink.close()
+    assert ((tmp_path / "out").read_bytes(), (tmp_path / "out.1").read_bytes()) == (b"1", b"1234567890")

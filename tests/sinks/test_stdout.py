@@ -182,3 +182,19 @@ def test_a_torn_line_is_finished_before_another_begins(small_disk: Path, comes_a
             with memoryview(payload) as view:
                 line.write(file.fileno(), view)
     assert (small_disk / "out").read_bytes().splitlines() == [torn, new]
+
+
+@pytest.mark.parametrize("format", ["msgpack", "otlp", "remote_write"])
+def test_payloads_that_say_where_they_end_have_nothing_between_them(format: str) -> None:
+    program = (
+        "from agent.sinks.sink import SinkSettings\n"
+        "from agent.sinks.stdout import StdoutSink\n"
+        f"sink = StdoutSink(SinkSettings(format={format!r}))\n"
+        "sink.open()\n"
+        "sink.deliver([memoryview(b'one'), memoryview(b''), memoryview(b't\\nwo')])\n"
+        "sink.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=HERE, capture_output=True, timeout=PATIENCE_SECONDS, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"onet\nwo", b"")

@@ -158,6 +158,25 @@ def test_more_lines_than_one_call_takes(both: Any) -> None:
         assert peer.lines == payloads
 
 
+@pytest.mark.parametrize("largest_bytes", [10, 30_000])
+def test_payloads_that_say_where_they_end_have_nothing_between_them(both: Any, largest_bytes: int) -> None:
+    at, sink_for = both
+    payloads = numbered(600, largest_bytes)
+    whole = b"".join(payloads)
+    with StreamPeer(at=at) as peer:
+        sink = sink_for(peer, format="msgpack")
+        for start in range(0, 600, 200):
+            deliver(sink, *payloads[start : start + 200])
+        peer.wait(lambda: len(peer.accepted[0].data) >= len(whole))
+        assert bytes(peer.accepted[0].data) == whole
+
+
+@pytest.mark.parametrize(("format", "size_bytes", "whole"), [("json", 33, 3), ("json", 32, 2), ("msgpack", 30, 3)])
+def test_how_many_payloads_a_stalled_peer_has_whole(format: Any, size_bytes: int, whole: int) -> None:
+    sink = UnixSink(UnixSettings(path="/never", format=format))
+    assert sink._whole([memoryview(b"0123456789")] * 6, size_bytes) == whole
+
+
 def test_a_reader_of_single_bytes(both: Any) -> None:
     at, sink_for = both
     payloads = numbered(20, 10_000)

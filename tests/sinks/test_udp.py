@@ -15,6 +15,7 @@ import pytest
 
 from agent.errors import RejectedError, SinkError
 from agent.sinks.udp import UdpSettings, UdpSink
+from tests.serializers.writing import DISK, TIMES, Writer
 from tests.sinks.peers import Frame, UdpPeer, assemble, refused_port
 from tests.workers import Clock, events
 from tests.workers import opened as worker_of
@@ -302,3 +303,66 @@ def test_a_healthy_peer_is_not_waited_for(opened: Callable[..., UdpSink], monkey
             for sequence in range(12, 22):
                 deliver(sink, small(sequence))
             assert (len(peer.receive()), len(waits)) == (10, 1)
+
+
+# Other formats
+
+
+def series_payload(format: Any, rows: int = 60, **labels: str) -> bytes:
+    """A frame's second payload of such a format, of so many rows, one of them with these labels."""
+    writer = Writer(format)
+    for reads in range(2):
+        writer.begin()
+        disks = [((f"disk{row}", "ssd"), (reads * row, 1000), (1.0, 0.5)) for row in range(rows)]
+        if labels:
+            disks.insert(rows // 2, ((labels["device"], "ssd"), (reads, 1000), (1.0, 0.5)))
+        writer.put(DISK, *disks)
+        writer.put(TIMES, ((), (1, 2), (0.5, 2.0)))
+    return writer.payload()
+
+
+@pytest.mark.parametrize("format", ["influx", "graphite", "statsd", "dogstatsd"])
+@pytest.mark.parametrize("max_bytes", [512, 1472, 65_507])
+def test_lines_are_as_many_to_a_datagram_as_it_holds(
+    opened: Callable[..., UdpSink], format: Any, max_bytes: int
+) -> None:
+    payload = series_payload(format)
+    with UdpPeer() as peer:
+        deliver(opened(peer.port, format=format, max_bytes=max_bytes), payload, payload)
+        datagrams = peer.receive_bytes()
+    assert max(map(len, datagrams)) <= max_bytes
+    assert b"\n".join(datagrams) == payload + b"\n" + payload
+    assert len(datagrams) <= 2 * (len(payload) // (max_bytes - 200) + 1)
+    if max_bytes > len(payload):
+        assert datagrams == [payload] * 2
+
+
+@pytest.mark.parametrize("format", ["influx", "graphite", "statsd", "dogstatsd"])
+def test_a_line_that_is_too_long_is_rejected_and_all_others_are_sent(
+    opened: Callable[..., UdpSink], format: Any
+) -> None:
+    payload = series_payload(format, device="x" * 600)
+    others = [line for line in payload.split(b"\n") if b"x" * 600 not in line]
+    assert len(others) < len(payload.split(b"\n"))
+    with UdpPeer() as peer:
+        sink = opened(peer.port, format=format, max_bytes=512)
+        expected = r"^udp 127\.0\.0\.1:\d+: a line of \d+ bytes: expected at most 512, its max_bytes$"
+        with pytest.raises(RejectedError, match=expected) as caught:
+            deliver(sink, b"a 1", payload, b"b 2")
+        assert (caught.value.delivered, caught.value.each) == (1, True)
+        assert b"\n".join(peer.receive_bytes()).split(b"\n") == [b"a 1", *others]
+        deliver(sink, b"b 2")
+        assert peer.receive_bytes() == [b"b 2"]
+
+
+def test_messagepack_is_one_datagram(opened: Callable[..., UdpSink]) -> None:
+    payload = series_payload("msgpack")
+    assert b"\n" in payload
+    with UdpPeer() as peer:
+        deliver(opened(peer.port, format="msgpack", max_bytes=len(payload)), payload, payload)
+        assert peer.receive_bytes() == [payload] * 2
+        sink = opened(peer.port, format="msgpack", max_bytes=len(payload) - 1)
+        with pytest.raises(RejectedError, match=rf"a payload of {len(payload)} bytes: expected at most") as caught:
+            deliver(sink, payload)
+        assert (caught.value.delivered, caught.value.each) == (0, False)
+        assert peer.receive_bytes() == []

@@ -1,0 +1,1 @@
+"""What the agent costs on this host: `hostprobe bench`."""
