@@ -126,10 +126,9 @@ def _cycles(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    cycles = _cycles(text)
-    if not cycles:
+    if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of cycles from 1 up")
-    return cycles
+    return int(text)
 
 
 def _duration(text: str) -> float:

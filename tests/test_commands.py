@@ -29,7 +29,7 @@ from tests.hosts import saved_host
 
 REPOSITORY = Path(__file__).parent.parent
 PATIENCE_SECONDS = 60
-COMMANDS = ["run", "once", "check", "sample-config", "metrics", "schema", "verify", "spool"]
+COMMANDS = ["run", "once", "check", "bench", "sample-config", "metrics", "schema", "verify", "spool"]
 EVERY_TABLE = (
     "host_table cpu cpu_core memory swap paging load disk_io io filesystem network pressure"
     " tcp udp unix listening agent agent_probe agent_sink"

@@ -30,7 +30,7 @@ from agent.logs import Log
 from agent.pool import Pool
 from agent.progress import Bar
 
-WARM_UP_CYCLES = 200  # free lists fill up meanwhile, and keep what they hold
+WARM_UP_CYCLES = 500  # until Python's free lists have filled up: what they hold counts as blocks
 TURN_CYCLES = 20
 LEAST_SHARE_RATIO = 0.05
 WHOLE = "cycle"
@@ -172,9 +172,9 @@ class _Bench:
                 self._cycle.run()
                 self._cycle.tidy()
             self._in_turns(bar)
+            self._repeat(self._whole, bar)
             if memray is not None:
                 self._tally(memray, bar)
-            self._repeat(self._whole, bar)
             for part in self._cycle.parts:  # last: the probes have frames of their own here
                 self._repeat(part, bar)
         sources = self._floors[WHOLE].sources

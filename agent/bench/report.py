@@ -188,13 +188,15 @@ def _change(before: float | None, now: float | None) -> float | None:
 
 
 def _figure(value: float | None, column: Column) -> str:
-    return "-" if value is None else f"{value:.{column.decimals}f}"
+    if value is None:
+        return "-"
+    return f"{value:.{column.decimals if abs(value) < 10_000 else 0}f}"
 
 
 def _percent(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:+.{int(abs(value) < 1000)}f}%" if value else "0%"
+    return f"{value:+.{int(abs(value) < 99.95)}f}%" if value else "0%"
 
 
 def _cut(part: str) -> str:

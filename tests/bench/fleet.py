@@ -177,6 +177,7 @@ def run(name: str, seconds: float, interval: Duration, folder: Path) -> bool:
     frames = AGENTS * ticks
     unique = sum(instance.frames - instance.repeated for instance in received.values())
     samples = route.samples(fleet.payload)
+    spans = sorted({(instance.first, instance.last) for instance in received.values()})
     rows = {
         "engine": name,
         "agents": AGENTS,
@@ -200,7 +201,7 @@ def run(name: str, seconds: float, interval: Duration, folder: Path) -> bool:
     return all(
         [
             reached("every agent's every frame came", unique == frames and len(received) == AGENTS),
-            reached("sequences from 1 to the last", all((i.first, i.last) == (1, ticks) for i in received.values())),
+            reached(f"sequences from 1 to {ticks}, found {spans}", spans == [(1, ticks)]),
             reached("every ring's account closes", pushed == frames == sum(map(sum, accounts))),
             reached("the engine was missed, the rings held", failures > 0 and fleet.longest_backlog > 1),
         ]

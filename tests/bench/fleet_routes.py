@@ -128,7 +128,7 @@ class StoreRoute(Route):
 
     def received(self) -> Received:
         series = 'hostprobe_frame_sequence{job="hostprobe",instance=~"fleet-.*"}'
-        if isinstance(self.engine, VictoriaMetrics):  # whose queries leave out the latest second
+        if isinstance(self.engine, VictoriaMetrics):  # raw samples, also those of one time
             found = [(one["metric"], one["values"]) for one in self.engine.export(series)]
         else:
             held = self.engine.query(f"{series}[1h]")

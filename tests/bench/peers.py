@@ -151,10 +151,10 @@ def main() -> None:
     chosen = {name: peers for name, peers in groups(arguments.interval).items() if arguments.only in name}
     costs: dict[tuple[str, str], list[Cost]] = {}
     with tempfile.TemporaryDirectory(prefix="hostprobe-peers-") as scratch:
-        for number in range(arguments.turns):
+        for _ in range(arguments.turns):
             for name, peers in chosen.items():
-                for place, peer in enumerate(peers):
-                    folder = Path(scratch, f"{number}-{len(costs)}-{place}")
+                for peer in peers:
+                    folder = Path(tempfile.mkdtemp(dir=scratch))
                     cost = turn(peer, folder, arguments.interval, arguments.intervals, WARM_UP_SECONDS)
                     costs.setdefault((name, peer.name), []).append(cost)
                     print(f"{name}: {peer.name}: {cost.cpu_us:,.0f} µs", file=sys.stderr)

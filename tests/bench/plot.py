@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("svg")
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 PANEL_INCHES = (4.2, 3.2)
 # The same figures give the same file; text stays text; the paper is white in a dark page too.
@@ -36,6 +37,7 @@ def main() -> None:
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.yaxis.set_major_formatter("{x:,.0f}")
         if any(series["name"] for series in panel["series"]):

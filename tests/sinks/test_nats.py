@@ -6,14 +6,12 @@ The latter answers as it is told, which a real server can't be; what a real one 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import re
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,87 +23,16 @@ import trustme
 from agent.config import _decode
 from agent.errors import RejectedError, SinkError, UsageError
 from agent.sinks.nats import NatsSettings, NatsSink
+from tests.sinks.nats_peer import ROOM_BYTES, STORED, Stream
 from tests.sinks.peers import Accepted, StreamPeer, chatter, leave_when_told, refused_port, stall
 from tests.workers import drain, opened, put
 
 HERE = ("nats://127.0.0.1:4222",)
 SECRET = "S3cret-of-Nobody"
 SHORT = "300ms"
-ROOM_BYTES = 4000
-STORED = {"stream": "FRAMES", "seq": 7}
 TOO_LARGE = {"error": {"code": 400, "err_code": 10054, "description": "message size exceeds maximum allowed"}}
 FULL = {"error": {"code": 503, "err_code": 10077, "description": "maximum messages exceeded"}}
 NO_STREAM = b"NATS/1.0 503\r\n\r\n"
-
-Says = Callable[[bytes], Any]
-
-
-@dataclass
-class Message:
-    """One as a server gets it."""
-
-    subject: str
-    headers: dict[str, str]
-    payload: bytes
-
-
-@dataclass
-class Stream:
-    """A behaviour of a StreamPeer: a NATS server with a stream that says to each payload what `says` makes of it.
-
-    That is an answer's JSON, a status line, or None for no answer at all.
-
-    Attributes:
-        info: more of what it says first, or other than the test's own.
-        login: of the last connection.
-        messages: all that came.
-    """
-
-    says: Says = lambda _payload: STORED
-    info: dict[str, Any] = field(default_factory=dict)
-    login: dict[str, Any] = field(default_factory=dict)
-    messages: list[Message] = field(default_factory=list)
-
-    def __call__(self, peer: StreamPeer, accepted: Accepted) -> None:
-        info = {"server_id": "test", "version": "2.9.10", "headers": True, "max_payload": ROOM_BYTES, **self.info}
-        accepted.socket.sendall(b"INFO " + json.dumps(info).encode() + b"\r\n")
-        start = 0
-        while peer.read(accepted, 65536):
-            start = self._take(accepted, start)
-
-    def _take(self, accepted: Accepted, start: int) -> int:
-        """Answers what has come whole; how much that is."""
-        data = bytes(accepted.data)
-        while (end := data.find(b"\r\n", start)) >= 0:
-            words = data[start:end].split()
-            start_of_next = end + 2
-            if words[0] == b"CONNECT":
-                self.login = json.loads(data[start + 8 : end])
-            elif words[0] == b"PING":
-                accepted.socket.sendall(b"PONG\r\n")
-            elif words[0] == b"HPUB":
-                start_of_next += int(words[4]) + 2
-                if len(data) < start_of_next:
-                    break
-                head, body = int(words[3]), data[end + 2 : start_of_next - 2]
-                headers = dict(re.findall(r"([\w-]+): (.*)\r\n", body[:head].decode()))
-                self.messages.append(Message(words[1].decode(), headers, body[head:]))
-                self._answer(accepted, words[2], self.says(body[head:]))
-            start = start_of_next
-        return start
-
-    def _answer(self, accepted: Accepted, subject: bytes, said: Any) -> None:
-        if isinstance(said, dict):
-            text = json.dumps(said).encode()
-            accepted.socket.sendall(b"MSG %b 1 %d\r\n%b\r\n" % (subject, len(text), text))
-        elif said is not None and said.startswith(b"NATS/1.0"):
-            accepted.socket.sendall(b"HMSG %b 1 %d %d\r\n%b\r\n" % (subject, len(said), len(said), said))
-        elif said is not None:
-            accepted.socket.sendall(said)
-
-    @property
-    def payloads(self) -> list[bytes]:
-        return [message.payload for message in self.messages]
 
 
 def settings(servers: tuple[str, ...] = HERE, subject: str = "frames.web", **more: Any) -> NatsSettings:
