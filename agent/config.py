@@ -249,9 +249,10 @@ def _check_sinks(layers: list[Layer], sections: Tree) -> dict[str, SinkSettings]
         settings: SinkSettings = _convert(layers, section, sink.Settings, ("sinks", name))
         if not settings.enabled:
             continue
-        for key, path in _files(settings).items():
+        for key, path in _owned(settings).items():
             if os.path.realpath(path) in files:
-                raise error_at(layers, ("sinks", name, *key), path, "a file that nothing else is written to")
+                expected = "an address of its own" if key == ("address",) else "a file that nothing else is written to"
+                raise error_at(layers, ("sinks", name, *key), path, expected)
             files.add(os.path.realpath(path))
         sinks[name] = settings
     if not sinks:
@@ -261,13 +262,15 @@ def _check_sinks(layers: list[Layer], sections: Tree) -> dict[str, SinkSettings]
     return sinks
 
 
-def _files(settings: SinkSettings) -> dict[tuple[str, ...], str]:
-    """The files that a sink writes to, by their keys: two that rotate the same one would take away each other's."""
+def _owned(settings: SinkSettings) -> dict[tuple[str, ...], str]:
+    """What a sink must have for itself, by its key: a file that two rotate, or an address that two listen on."""
     files: dict[tuple[str, ...], str] = {}
     if settings.buffer.path:
         files["buffer", "path"] = settings.buffer.path
     if settings.type == "file":
         files[("path",)] = str(getattr(settings, "path", ""))
+    if settings.type == "prometheus":
+        files[("address",)] = str(getattr(settings, "address", ""))
     return files
 
 

@@ -46,19 +46,30 @@ class Health:
         thread of a sink has ended, and not because its reader has gone.
         """
         problems = [f"sink {worker.name}: its thread has ended" for worker in self._workers if worker.has_crashed]
-        held_back_ns = (ticks_apart(self._meter.throttle) - 1) * self._interval_ns
         silence_ns = self._clock_ns() - max(self._meter.ended_ns, self._began_ns)
-        if silence_ns > self._silence_ns_max + held_back_ns:
-            every = Duration((self._interval_ns + held_back_ns) / 1e9)
+        if silence_ns > self.patience_ns:
+            every = Duration((self._interval_ns + self._held_back_ns) / 1e9)
             problems.insert(0, f"no cycle has ended for {silence_ns // 1_000_000_000}s: expected one every {every}")
         return problems
 
+    @property
+    def patience_ns(self) -> int:
+        """How old the latest frame may be while all is well."""
+        return self._silence_ns_max + self._held_back_ns
+
+    @property
+    def _held_back_ns(self) -> int:
+        return (ticks_apart(self._meter.throttle) - 1) * self._interval_ns
+
     def hindrances(self) -> list[str]:
-        """Why its frames may not arrive, a line each: its problems, no frame yet, sinks whose circuit is not closed."""
+        """Why its frames may not arrive, a line each: problems, no frame yet, sinks that fail or lack room."""
         hindrances = self.problems()
         if not self._meter.frames:
             hindrances.append("no frame yet")
         for worker in self._workers:
+            if worker.oversized_bytes:
+                fault = f"a frame of {worker.oversized_bytes} bytes doesn't fit into its buffer"
+                hindrances.append(f"sink {worker.name}: {fault}")
             if worker.circuit is not Circuit.CLOSED and not worker.reader_gone:
                 hindrances.append(f"sink {worker.name}: its circuit is {worker.circuit}, its peer fails")
         return hindrances

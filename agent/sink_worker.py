@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -21,7 +22,7 @@ from agent.latency import LatencyHistogram
 from agent.logs import Episode, Log
 from agent.pool import BUFFER_START_BYTES
 from agent.ring import NO_INSTANCE, Ring
-from agent.ring_records import Payload, Record
+from agent.ring_records import Payload, Record, need
 from agent.ring_recovery import open_ring
 from agent.sinks.sink import Sink, SinkSettings
 
@@ -57,6 +58,7 @@ class SinkWorker:
         sent_bytes: payload bytes delivered since the start.
         failures, retries: deliveries that failed; those that were tried again.
         thinned_frames: frames that were pushed without some of their tables.
+        oversized_bytes: of the latest frame, if it didn't fit into the ring at all; else 0.
         breaker: as the last delivery left it.
         reader_gone: whether the sink's reader has left for good.
     """
@@ -80,6 +82,7 @@ class SinkWorker:
         self.retries = 0
         self.failures_in_a_row = 0
         self.thinned_frames = 0
+        self.oversized_bytes = 0
         self.breaker = Breaker()
         self.reader_gone = False
         self._sink = config.sink
@@ -143,7 +146,8 @@ class SinkWorker:
         except OSError as error:
             what = f"{self._place}.buffer.size = {buffer.size}: {error.strerror}"
             raise UsageError(what, "buffers that this host has memory for") from None
-        self._open_sink()
+        with self._usage_errors():
+            self._sink.open()
         self._tell_notices()
 
     def check(self) -> None:
@@ -157,7 +161,8 @@ class SinkWorker:
             raise UsageError(f"{self._place}.buffer.path: {path}: its directory is absent", "a directory to write in")
         if path and os.path.exists(path) and not os.path.isfile(path):
             raise UsageError(f"{self._place}.buffer.path: {path}: is no regular file", "a file for a ring")
-        self._open_sink()
+        with self._usage_errors():
+            getattr(self._sink, "check", self._sink.open)()
         self._tell_notices()
         self._sink.close()
 
@@ -167,9 +172,11 @@ class SinkWorker:
         while notices:
             self._log.warning("sink says", sink=self.name, reason=notices.pop(0))
 
-    def _open_sink(self) -> None:
+    @contextmanager
+    def _usage_errors(self) -> Iterator[None]:
+        """Adds where the sink is configured."""
         try:
-            self._sink.open()
+            yield
         except UsageError as error:
             raise UsageError(f"{self._place}: {error}") from None
 
@@ -178,7 +185,13 @@ class SinkWorker:
 
     def push(self, payload: Payload, frame: Frame, is_thinned: bool) -> None:
         """Copies a frame's payload into the ring."""
-        self.ring.push(payload, frame.sequence, frame.monotonic_ns, 1, frame.time_unix_ns)
+        if self.ring.push(payload, frame.sequence, frame.monotonic_ns, 1, frame.time_unix_ns):
+            self.oversized_bytes = 0
+        elif need(len(payload)) > self.ring.size:
+            if not self.oversized_bytes:  # once an episode
+                fault = f"a frame of {len(payload)} bytes, and a ring of {self.ring.size}"
+                self._log.warning("sink's buffer.size is too small for a frame", sink=self.name, reason=fault)
+            self.oversized_bytes = len(payload)
         self.thinned_frames += is_thinned
 
     def finish(self, deadline_seconds: float) -> None:

@@ -132,6 +132,14 @@ def test_this_host_is_asked_by_netlink_and_statvfs() -> None:
     assert report.floor.dumps == 4
 
 
+def test_psutil_has_no_floor() -> None:
+    loaded = config.load(None, "minimal", {"test": {"agent": {"source": "psutil"}}}, {})
+    report = bench(loaded, cycles=2)
+    assert (report.floor.files, report.floor.places, report.floor.dumps) == (0, 0, 0)
+    assert {row.floor_ratio for row in report.rows} == {None}
+    assert rows_of(report)["probe memory"].median_microseconds
+
+
 def test_formats_of_the_sinks_and_json() -> None:
     sinks = {
         "main": {"format": "prometheus", "names": "node_exporter", "tables": ["cpu"]},

@@ -17,9 +17,9 @@ from agent import config as configuration
 from agent.config import TEMPLATES, Config, load, template_path
 from agent.discovery import SINKS
 from agent.errors import UsageError
-from agent.serializers.formats import FORMATS
 from agent.layers import merge
 from agent.ring import WhenFull
+from agent.serializers.formats import FORMATS
 from agent.sinks.file import FileSettings
 from agent.units import Duration, Size
 
@@ -511,6 +511,14 @@ MISTAKES = [
     (
         "[sinks.main.buffer]\npath = '/x/ring'\n[sinks.other.buffer]\npath = '/x/ring'",
         'sinks.other.buffer.path = "/x/ring": expected a file that nothing else is written to',
+    ),
+    (
+        "[sinks.a]\ntype = 'prometheus'\n[sinks.b]\ntype = 'prometheus'",
+        'sinks.b.address = "127.0.0.1:9101": expected an address of its own',
+    ),
+    (
+        "[sinks.main]\nnames = 'node_exporter'",
+        "sinks.main.names = \"node_exporter\": expected \"hostprobe\" with format json",
     ),
     (
         "[sinks.a]\ntype = 'file'\npath = '/x/out'\n[sinks.a.buffer]\npath = '/x/./out'",

@@ -74,7 +74,6 @@ def reads() -> int:
 def test_steady_state(cycles: Cycles) -> None:
     for _ in range(2):  # first until Python's free lists are full, which takes longer with pytest's objects about
         found = steadiness(cycles.run, cycles.tidy, cycles.pools, STEADY_CYCLES)
-    print(found)
     assert found.net_blocks < NET_BLOCKS
     assert found == Steadiness(found.net_blocks, 0, 0.0, 0)
 

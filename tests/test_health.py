@@ -27,7 +27,7 @@ from agent.table import TableSpec, gauge
 from agent.telemetry import CycleMeter, ProbeMeter
 from agent.units import Duration
 from tests.sinks.test_prometheus import free_port
-from tests.workers import PATIENCE_SECONDS, Clock, ScriptedSink, config, until
+from tests.workers import PATIENCE_SECONDS, Clock, ScriptedSink, config, events, until
 
 SPEC = TableSpec("some", "Something.", gauge("value", "things", "A value."))
 
@@ -194,6 +194,23 @@ def test_the_end_of_the_agent_is_no_problem(running: Any) -> None:
 def test_a_thread_that_has_not_started_is_no_problem() -> None:
     exporter = Exporter([config(ScriptedSink())], Log("error", "json"))
     assert Health(CycleMeter(), Duration(10), exporter.workers).problems() == []
+
+
+def test_frames_that_are_too_large_hinder_until_one_fits(running: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A host that has grown: said once an episode, with both sizes."""
+    agent = running(ScriptedSink())
+    worker = agent.exporter.workers[0]
+    worker._log = Log("info", "json")
+    size = worker.ring.size
+    agent.run()
+    for payload in (bytes(size), bytes(size + 1), b"fits", bytes(size)):
+        worker.push(payload, agent.cycle.frame, False)
+        fault = f"sink sink0: a frame of {len(payload)} bytes doesn't fit into its buffer"
+        assert agent.health.hindrances() == ([fault] if len(payload) >= size else [])
+        assert agent.health.problems() == []
+    told = [(line["event"], line["reason"]) for line in events(capsys)]
+    event = "sink's buffer.size is too small for a frame"
+    assert told == [(event, f"a frame of {size} bytes, and a ring of {size}")] * 2
 
 
 def test_an_open_circuit_hinders_until_a_delivery_succeeds(running: Any) -> None:

@@ -2,7 +2,7 @@
 
 Files are those that a probe keeps open; one that several probes share is the first one's, as in a cycle. Left out is
 what a cycle does not read each time: a file that is opened and closed again (of interfaces beyond the first 128), and
-file systems that may hang.
+file systems that may hang. psutil has no floor: what it reads is its own affair.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def first_cycle(agent: Agent) -> dict[str, Sources]:
             agent.cycle.frame.discard(probe.tables)
         files = [file.path for file in agent.host.files if file.is_open and file.path not in known]
         known.update(files)
-        if isinstance(probe, AgentProbe):
+        if isinstance(probe, AgentProbe) and not agent.host.uses_psutil:
             files.append("/proc/self/statm")
         sources[scheduled.meter.name] = Sources(
             tuple(files),

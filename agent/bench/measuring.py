@@ -31,6 +31,7 @@ from agent.pool import Pool
 from agent.progress import Bar
 
 WARM_UP_CYCLES = 500  # until Python's free lists have filled up: what they hold counts as blocks
+WARM_UP_SECONDS = 2.0  # at most, on a host where a cycle is dear
 TURN_CYCLES = 20
 LEAST_SHARE_RATIO = 0.05
 WHOLE = "cycle"
@@ -156,7 +157,8 @@ class _Bench:
         self._count = cycles
         self._turns = -(-cycles // TURN_CYCLES)
         self._floors = {f"probe {name}": RawReader(each) for name, each in sources.items() if any(each)}
-        self._floors[WHOLE] = RawReader(together(sources.values()))
+        self._whole_floor = RawReader(together(sources.values()))
+        opened.callback(self._whole_floor.close)
         for reader in self._floors.values():
             opened.callback(reader.close)
         self._times, self._floor_times = Times(), Times()
@@ -168,16 +170,14 @@ class _Bench:
     def report(self, config: Config, memray: Any, profile: bool) -> Report:
         parts = [*self._cycle.parts, self._whole]
         with Bar(2 * self._turns + len(parts) + 2 * (memray is not None)) as bar:
-            for _ in range(WARM_UP_CYCLES):
-                self._cycle.run()
-                self._cycle.tidy()
+            self._warm_up()
             self._in_turns(bar)
             self._repeat(self._whole, bar)
             if memray is not None:
                 self._tally(memray, bar)
             for part in self._cycle.parts:  # last: the probes have frames of their own here
                 self._repeat(part, bar)
-        sources = self._floors[WHOLE].sources
+        sources = self._whole_floor.sources
         return Report(
             schema="hostprobe-bench/1",
             hostprobe=__version__,
@@ -195,11 +195,19 @@ class _Bench:
             profile=self._profile if profile else None,
         )
 
+    def _warm_up(self) -> None:
+        deadline = time.monotonic() + WARM_UP_SECONDS
+        for done in range(WARM_UP_CYCLES):
+            self._cycle.run()
+            self._cycle.tidy()
+            if done >= TURN_CYCLES and time.monotonic() > deadline:
+                return
+
     def _in_turns(self, bar: Bar) -> None:
         """Takes the times: some cycles in parts and as many readings of their sources, then the same of whole ones."""
         cycle, times, floor_times = self._cycle, self._times, self._floor_times
-        floors = [(name, reader.read) for name, reader in self._floors.items() if name != WHOLE]
-        read = self._floors[WHOLE].read
+        floors = [(name, reader.read) for name, reader in self._floors.items()]
+        whole_floor = self._whole_floor
         left = self._count
         while left:
             turn = min(TURN_CYCLES, left)
@@ -215,8 +223,8 @@ class _Bench:
             for _ in range(turn):
                 times.time(WHOLE, cycle.run)
                 cycle.tidy()
-            for _ in range(turn):
-                floor_times.time(WHOLE, read)
+            for _ in range(turn if any(whole_floor.sources) else 0):
+                floor_times.time(WHOLE, whole_floor.read)
             bar.advance("whole cycles")
 
     def _repeat(self, part: Part, bar: Bar) -> None:

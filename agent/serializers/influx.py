@@ -35,11 +35,14 @@ class InfluxSerializer(SeriesSerializer):
             return by_row(rows.of(table))
 
         def groups(labels: Sequence[Labels]) -> Iterable[Group]:
-            for row, repeat in zip(labels, told_apart(labels), strict=True):
+            lines = []
+            for row in labels:
                 tags = {**self._identity.tags, "host": self._identity.host}
-                tags |= {name: plain(value) for name, value in zip(spec.labels, row, strict=True)} | repeat
+                tags |= {name: plain(value) for name, value in zip(spec.labels, row, strict=True)}
                 shown = {escaped(name): escaped(value) for name, value in tags.items() if name and value}
-                texts = [spec.name, *(f"{name}={value}" for name, value in shown.items())]
+                lines.append((spec.name, *(f"{name}={value}" for name, value in shown.items())))
+            for line, repeat in zip(lines, told_apart(lines), strict=True):
+                texts = [*line, *(f"{name}={value}" for name, value in repeat.items())]
                 yield Group(f"{','.join(texts)} ".encode(), fields, b",", self.stamp + b"\n")
 
         return Block(values, groups)
@@ -48,7 +51,7 @@ class InfluxSerializer(SeriesSerializer):
 def escaped(text: str) -> str:
     """A tag's name or value: the protocol's own characters escaped, others that no line can hold replaced by `?`.
 
-    A backslash at the end would escape what follows the tag, and nothing makes it plain: not even another one.
+    So is a backslash before one of those characters, or at the end: receivers don't agree on what it means there.
     """
-    text = re.sub(r"[\0-\x1f\x7f]|\\\Z", "?", text)
+    text = re.sub(r"[\0-\x1f\x7f]|\\(?=[,= ]|\Z)", "?", text)
     return re.sub("([,= ])", r"\\\1", text)

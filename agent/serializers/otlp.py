@@ -50,6 +50,7 @@ class OtlpSerializer(CastSerializer):
     only_int64 = True
 
     def __init__(self, specs: Iterable[TableSpec], identity: Identity, rates: bool = True) -> None:
+        needed("google.protobuf.message", "otlp", "the format otlp needs protobuf")
         self._metrics = needed(f"{_PACKAGE}.metrics.v1.metrics_pb2", "otlp", _NEEDS)
         self._service = needed(f"{_PACKAGE}.collector.metrics.v1.metrics_service_pb2", "otlp", _NEEDS)
         self._identity = identity
@@ -63,6 +64,8 @@ class OtlpSerializer(CastSerializer):
     def write(self, frame: Frame, buffer: Buffer, tables: Collection[str] = (), left_out: Collection[str] = ()) -> None:
         if frame.time_unix_ns != self._time_unix_ns:
             self._time_before_unix_ns, self._time_unix_ns = self._time_unix_ns, frame.time_unix_ns
+            if self._time_unix_ns < self._time_before_unix_ns:
+                self._set_back(self._time_unix_ns)
         super().write(frame, buffer, tables, left_out)
 
     def letter(self, point: Point) -> str:
@@ -132,8 +135,7 @@ class OtlpSerializer(CastSerializer):
             sums.starts[fell[sums.indexes]] = self._time_before_unix_ns
         sums.bits = bits
         data[sums.time_slots] = np.array([frame.time_unix_ns], dtype="<i8").view(np.uint8)
-        starts = np.minimum(sums.starts, frame.time_unix_ns)  # a clock that is set back may leave them in the future
-        data[sums.start_slots] = starts.view(np.uint8).reshape(-1, 8)
+        data[sums.start_slots] = sums.starts.view(np.uint8).reshape(-1, 8)
 
     def _note_rows(self, name: str, labels: Sequence[Labels]) -> None:
         """Rows that are there at a table's first time began with the host or the agent, later ones just now."""
@@ -142,7 +144,18 @@ class OtlpSerializer(CastSerializer):
         if held is None:
             held = {}
             began = self._identity.started_unix_ns if name in _OWN_TABLES else self._identity.boot_unix_ns or 0
+            began = min(began, self._time_unix_ns)
         self._starts[name] = {row: held.get(row, began) for row in labels}
+
+    def _set_back(self, time_unix_ns: int) -> None:
+        """The clock was set back: what would have begun in the future began now, and keeps that start."""
+        self._time_before_unix_ns = time_unix_ns
+        if self._sums is not None:
+            np.minimum(self._sums.starts, time_unix_ns, out=self._sums.starts)
+        for rows in self._starts.values():
+            rows |= {row: min(began, time_unix_ns) for row, began in rows.items()}
+        for name, held in self._held.items():
+            self._held[name] = {series: (min(began, time_unix_ns), bits) for series, (began, bits) in held.items()}
 
     def _keep(self, sums: _Sums) -> None:
         """Keeps what the next layouts may have again, but of no row that has gone."""

@@ -6,7 +6,7 @@ then. A frame's values are written in one go by msgspec, and joined with what st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from itertools import chain, compress
 from typing import NamedTuple
 
@@ -176,12 +176,15 @@ def by_column(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
     return list(rows[0]) if len(rows) == 1 else list(chain.from_iterable(zip(*rows, strict=True)))
 
 
-def told_apart(rows: Sequence[Labels]) -> list[dict[str, str]]:
+def told_apart(rows: Sequence[Hashable]) -> list[dict[str, str]]:
     """For each row the label that tells it from an equal one before it, `repeat`, counted from 2; mostly none.
 
     Sockets that share a port have equal rows, and no format may have a series twice.
+
+    Args:
+        rows: their labels, as the format writes them where it doesn't write all as they are.
     """
-    seen: dict[Labels, int] = {}
+    seen: dict[Hashable, int] = {}
     labels = []
     for row in rows:
         seen[row] = seen.get(row, 0) + 1

@@ -52,15 +52,18 @@ class DogStatsdSerializer(StatsdSerializer):
     """Writes frames as DogStatsD: `hostprobe.disk_io.reads_total:12|c|#host:web-1,device:vda`."""
 
     def _groups(self, spec: TableSpec, columns: Sequence[Column], labels: Sequence[Labels]) -> Iterable[Group]:
-        for row, repeat in zip(labels, told_apart(labels), strict=True):
+        texts = []
+        for row in labels:
             tags = {**self._identity.tags, "host": self._identity.host}
             if spec is not FRAME:
                 tags |= {name: plain(value) for name, value in zip(spec.labels, row, strict=True) if value is not None}
             # A colon ends a name, and not a value.
-            shown = {_tag(name).replace(":", "_"): _tag(value) for name, value in (tags | repeat).items() if name}
-            text = f"|#{','.join(f'{name}:{value}' for name, value in shown.items())}".encode()
-            names = [f"{PREFIX}.{spec.name}.{column.name}:".encode() for column in columns]
-            yield Group(b"", [(name, _behind(column, text)) for name, column in zip(names, columns, strict=True)])
+            shown = {_tag(name).replace(":", "_"): _tag(value) for name, value in tags.items() if name}
+            texts.append(",".join(f"{name}:{value}" for name, value in shown.items()))
+        names = [f"{PREFIX}.{spec.name}.{column.name}:".encode() for column in columns]
+        for text, repeat in zip(texts, told_apart(texts), strict=True):
+            tail = f"|#{text}{''.join(f',{name}:{value}' for name, value in repeat.items())}".encode()
+            yield Group(b"", [(name, _behind(column, tail)) for name, column in zip(names, columns, strict=True)])
 
 
 class _Nothing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import threading
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -27,6 +28,9 @@ class Health(Protocol):
 
     def hindrances(self) -> list[str]: ...
 
+    @property
+    def patience_ns(self) -> int: ...
+
 
 class Account(NamedTuple):
     """Who may see the frame."""
@@ -38,10 +42,11 @@ class Account(NamedTuple):
 class Exposition:
     """One frame's text, as it is and, once somebody has asked for it, compressed. Whole and unchanged for good."""
 
-    __slots__ = ("_lock", "_zipped", "text")
+    __slots__ = ("_lock", "_zipped", "came_ns", "text")
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: bytes, came_ns: int) -> None:
         self.text = text
+        self.came_ns = came_ns  # by the monotonic clock
         self._zipped = b""
         self._lock = threading.Lock()
 
@@ -70,6 +75,7 @@ class Pages:
         path: of the frame.
         content_type: of the frame.
         gzip: whether those who accept it get the frame compressed.
+        clock_ns: the monotonic clock.
 
     Attributes:
         exposition: the latest frame; None before the first. Whoever has begun to answer goes on with the one he took.
@@ -77,13 +83,16 @@ class Pages:
         account: None where everybody may see the frame.
     """
 
-    def __init__(self, path: str, content_type: str, gzip: bool) -> None:
+    def __init__(
+        self, path: str, content_type: str, gzip: bool, clock_ns: Callable[[], int] = time.monotonic_ns
+    ) -> None:
         self.exposition: Exposition | None = None
         self.health: Health | None = None
         self.account: Account | None = None
         self._path = path
         self._content_type = content_type
         self._gzip = gzip
+        self._clock_ns = clock_ns
         self._pages: dict[str, Callable[[Mapping[str, Any]], _Answer]] = {
             "/": self._links,
             path: self._frame,
@@ -127,6 +136,9 @@ class Pages:
         exposition = self.exposition
         if exposition is None:
             return _Answer("503 Service Unavailable", b"no frame yet\n")
+        age_ns = self._clock_ns() - exposition.came_ns
+        if self.health is not None and age_ns > self.health.patience_ns:
+            return _Answer("503 Service Unavailable", b"no frame for %d s\n" % (age_ns // 1_000_000_000))
         if not self._gzip:
             return _Answer("200 OK", exposition.text, self._content_type)
         by_encoding = ("Vary", "Accept-Encoding")

@@ -5,7 +5,9 @@ Whether the agent is well is said beside it, on /healthz and /readyz.
 
 from __future__ import annotations
 
+import errno
 import re
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +15,7 @@ import msgspec
 
 from agent.errors import SinkError, UsageError
 from agent.extras import needed
+from agent.logs import Episode
 from agent.serializers.formats import FORMATS
 from agent.sinks.address import host_and_port, is_loopback
 from agent.sinks.pages import HEALTHY_PATH, READY_PATH, Account, Exposition, Health, Pages
@@ -59,11 +62,15 @@ class PrometheusSettings(SinkSettings, frozen=True, kw_only=True):
             raise ValueError("address: one of loopback, a password goes over no open connection; or tls")
 
 
+class _InUseError(UsageError):
+    """Somebody listens on the address already."""
+
+
 class PrometheusSink:
     """Keeps the latest payload for whoever asks; that is its delivery, of a batch's others as well.
 
     Attributes:
-        notices: what `open` saw that is worth a warning, and the first defect of the server, should it have one.
+        notices: what `open` saw that is worth a warning, and defects of the server, one a minute, should it have any.
     """
 
     Settings = PrometheusSettings
@@ -74,7 +81,7 @@ class PrometheusSink:
         self._terminator = FORMATS[settings.format].terminator
         self._pages = Pages(settings.path, FORMATS[settings.format].content_type, settings.gzip)
         self._server: Server | None = None
-        self._is_faulty = False  # a notice has said so
+        self._faulty = Episode()
 
     def watch(self, health: Health) -> None:
         """Who says how the agent is, for the pages about it."""
@@ -82,7 +89,6 @@ class PrometheusSink:
 
     def open(self) -> None:
         self.close()
-        self._is_faulty = False
         settings = self._settings
         needed("cheroot.wsgi", "prometheus", "sinks of type prometheus need cheroot")
         from agent.sinks.serving import Server, listening
@@ -94,14 +100,22 @@ class PrometheusSink:
             listener = listening(*host_and_port(settings.address))
         except OSError as error:
             what = f'address "{settings.address}": {error.strerror}'
-            raise UsageError(what, "an address of this host, with a port that is free and allowed") from None
+            expected = "an address of this host, with a port that is free and allowed"
+            raise (_InUseError if error.errno == errno.EADDRINUSE else UsageError)(what, expected) from None
         self._server = Server(
             listener, self._pages, context, settings.max_clients, float(settings.timeout), self._on_fault
         )
         self._server.open()
 
+    def check(self) -> None:
+        """Opens, but for an address that is in use: by the agent that runs with this configuration, most likely."""
+        try:
+            self.open()
+        except _InUseError:
+            self.notices.append(f'address "{self._settings.address}" is in use: by this agent, or somebody else')
+
     def deliver(self, payloads: Sequence[memoryview]) -> None:
-        self._pages.exposition = Exposition(b"".join((payloads[-1], self._terminator)))
+        self._pages.exposition = Exposition(b"".join((payloads[-1], self._terminator)), time.monotonic_ns())
         if self._server is not None and self._server.is_alive:
             return
         try:
@@ -123,6 +137,6 @@ class PrometheusSink:
         self._pages.account = Account(basic.user, password)
 
     def _on_fault(self, what: str) -> None:
-        if not self._is_faulty:  # one line, whatever happens
-            self._is_faulty = True
+        if self._faulty.begins(time.monotonic()):
             self.notices.append(f"prometheus {self._settings.address}: {' '.join(what.split())}")
+        self._faulty.ends()  # so that the next one a minute later is told too

@@ -84,7 +84,11 @@ class _Request(HTTPRequest):
     """A request whose body, if it has one, nobody reads."""
 
     def read_request_headers(self) -> bool:
-        is_good = bool(super().read_request_headers())  # type: ignore[no-untyped-call]
+        try:
+            is_good = bool(super().read_request_headers())  # type: ignore[no-untyped-call]
+        except UnboundLocalError:  # cheroot's, over a first line that continues none
+            self.simple_response("400 Bad Request", "Illegal header line.")
+            return False
         if self.inheaders.get(b"Content-Length", b"0") != b"0" or b"Transfer-Encoding" in self.inheaders:
             self.close_connection = True
         return is_good

@@ -111,6 +111,7 @@ class Sink(Protocol):
     again after the call.
 
     A sink may have a list `notices` of what an operator should know; it is logged after `open` and after deliveries.
+    One with a method `check` has that called instead of `open` where it is only asked whether it could start.
     One with an attribute `host` finds the host's name there before it opens, and one with a method `watch` is given the
     agent's `Health`.
     """

@@ -26,6 +26,7 @@ from agent.sinks.sink import SinkSettings
 from agent.units import Duration
 
 _REFUSAL_MILLISECONDS = 50
+_WHOLE_FRAME_BYTES = 32 << 10  # more than frames of most hosts
 _TIMEOUT = Duration(5)  # for a network device that takes nothing
 
 
@@ -50,6 +51,9 @@ class UdpSink:
     """Sends each payload as one or more datagrams; those of JSON are numbered by one.
 
     Datagrams of a payload that is sent again have new numbers: a gap is always a loss on the way.
+
+    Attributes:
+        notices: what `open` saw that is worth a warning.
     """
 
     Settings = UdpSettings
@@ -61,10 +65,15 @@ class UdpSink:
         self._is_lines = bool(settings.terminator)
         self._limit_bytes = settings.max_bytes - (HEADER_BYTES if self._has_header else 0)
         self._sequence = 0
+        self.notices: list[str] = []
         self._socket: socket.socket | None = None
         self._was_refused = False
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        self.notices = []
+        if not self._has_header and not self._is_lines and self._limit_bytes < _WHOLE_FRAME_BYTES:
+            what = f"a frame in this format is one datagram, and max_bytes is {self._limit_bytes}"
+            self.notices.append(f"{what}: a larger frame is dropped")
 
     def deliver(self, payloads: Sequence[memoryview]) -> None:
         for delivered, payload in enumerate(payloads):

@@ -4,9 +4,8 @@
     python tests/bench/scrape.py [SCRAPES]
 
 The agent collects every 100 ms, and whoever is measured is scraped as often, in turns of 50: so a scrape of the agent
-has the CPU time of one cycle in it. node_exporter has the collectors of the same families: cpu, meminfo, loadavg,
-diskstats, netdev, netclass, filesystem, pressure, sockstat, netstat, vmstat, stat, time, uname, and tcpstat, which is off
-by default, for the TCP states. CPU time is that of the whole process, user and system.
+has the CPU time of one cycle in it. node_exporter has the collectors of the same families, `COLLECTORS`, and tcpstat,
+which is off by default, for the TCP states. CPU time is that of the whole process, user and system.
 """
 
 from __future__ import annotations

@@ -335,8 +335,9 @@ def test_a_clock_that_is_set_back_leaves_no_start_in_the_future() -> None:
     for reads, time_ns, start_ns in [
         (3, at(10), at(0)),  # it fell
         (4, at(-500), at(-500)),
-        (5, at(-2000), at(-2000)),  # before the boot
-        (6, at(20), at(0)),
+        (5, at(-490), at(-500)),  # a start that moved with each frame would be a reset with each frame
+        (6, at(-2000), at(-2000)),  # before the boot
+        (7, at(20), at(-2000)),
     ]:
         writer.begin(time_ns)
         disks(writer, vda=reads)

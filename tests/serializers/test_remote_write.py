@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 from collections import Counter
 from collections.abc import Iterator
 
@@ -164,3 +166,41 @@ def test_what_is_no_number_is_absent(value: float) -> None:
     writer.begin()
     writer.put(DISK, (("vda", "ssd"), (None, None), (value, value)))
     assert not any("disk" in one.name for one, _ in read(writer.payload()))
+
+
+def ended(payload: bytes) -> list[tuple[str, str]]:
+    """The staleness markers of a payload: name and device; every one has the frame's time and Prometheus' own NaN."""
+    found = []
+    for one in WRITE_REQUEST.FromString(payload).timeseries:
+        (sample,) = one.samples
+        if math.isnan(sample.value):
+            assert struct.pack("<Q", 0x7FF0000000000002) in one.SerializeToString()
+            named = {label.name: label.value for label in one.labels}
+            found.append((named["__name__"], named.get("device", "")))
+    return found
+
+
+def test_a_series_that_ends_is_marked_once() -> None:
+    writer = Writer("remote_write")
+    seen = []
+    for devices in (["a", "b"], ["a"], ["a"], ["a", "b"], ["b"]):
+        writer.begin()
+        writer.put(DISK, *[((device, "ssd"), (1, 1), (1.0, 1.0)) for device in devices])
+        payload = writer.payload()
+        seen.append(ended(payload))
+        assert {timestamp for _, timestamp in read(payload)} == {writer.frame.time_unix_ns // 1_000_000}
+    names = ["busy_seconds_total", "in_progress", "reads_total", "wait_seconds"]
+    of_b, of_a = ([(f"hostprobe_disk_{name}", device) for name in names] for device in "ba")
+    assert seen == [[], of_b, [], [], of_a]
+
+
+def test_a_value_that_becomes_unknown_ends_its_series_and_an_absent_table_none() -> None:
+    writer = Writer("remote_write")
+    writer.begin()
+    writer.put(DISK, (("a", "ssd"), (1, 1), (1.0, 1.0)))
+    writer.payload()
+    writer.begin()
+    assert ended(writer.payload()) == []  # its probe isn't due
+    writer.begin()
+    writer.put(DISK, (("a", "ssd"), (1, None), (1.0, 1.0)))
+    assert ended(writer.payload()) == [("hostprobe_disk_busy_seconds_total", "a")]

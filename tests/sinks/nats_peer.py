@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +16,6 @@ ROOM_BYTES = 4000
 STORED = {"stream": "FRAMES", "seq": 7}
 
 Says = Callable[[bytes], Any]
-
-
-class Reset(Exception):
-    """Raised instead of an answer: the connection is reset."""
 
 
 @dataclass
@@ -35,7 +31,7 @@ class Message:
 class Stream:
     """A behaviour of a StreamPeer: a NATS server with a stream that says to each payload what `says` makes of it.
 
-    That is an answer's JSON, a status line, or None for no answer at all.
+    That is an answer's JSON, a status line, or None for no answer at all; a ConnectionResetError resets the connection.
 
     Attributes:
         info: more of what it says first, or other than the test's own.
@@ -55,15 +51,15 @@ class Stream:
     def __call__(self, peer: StreamPeer, accepted: Accepted) -> None:
         info = {"server_id": "test", "version": "2.9.10", "headers": True, "max_payload": ROOM_BYTES, **self.info}
         start = 0
-        with contextlib.suppress(ConnectionError):  # clients come and go
+        accepted.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as a real server has it
+        try:
             accepted.socket.sendall(b"INFO " + json.dumps(info).encode() + b"\r\n")
             if self.tls is not None and not peer._shake_hands(accepted, self.tls):
                 return
-            try:
-                while peer.read(accepted, self.read_bytes):
-                    start = self._take(accepted, start)
-            except Reset:
-                reset_after(0)(peer, accepted)
+            while peer.read(accepted, self.read_bytes):
+                start = self._take(accepted, start)
+        except OSError:  # it is told to, or the client has gone
+            reset_after(0)(peer, accepted)
 
     def _take(self, accepted: Accepted, start: int) -> int:
         """Answers what has come whole; how much that is."""

@@ -2,7 +2,9 @@
 
 What a peer can't do is not in its list: nobody stalls or resets a datagram, there is no certificate without TLS, a file
 system refuses and comes back but neither stalls nor resets, and a closed pipe is closed for good (test_stdout.py).
-A peer of HTTP that answers with other statuses is test_http.py's.
+A peer of HTTP that answers with other statuses is test_http.py's. A Kafka that stands in this process only accepts:
+librdkafka's mock cluster chooses its own ports and names them to its clients, so that nothing can be put between; one
+that goes away, stalls and comes back is in tests/engines/test_kafka.py. What prometheus serves it doesn't send.
 
 The workers' clock stands still: short pauses take no time, and the ten seconds of an open circuit last until the test
 lets them pass.
@@ -11,26 +13,36 @@ lets them pass.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
 import ssl
 import struct
 import termios
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from socket import SOCK_DGRAM, SOCK_STREAM
 from typing import Any
 
+import confluent_kafka
 import pytest
 import trustme
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics
 
 from agent.delivery import Circuit, Drop
 from agent.sink_worker import SinkWorker
 from agent.sinks.file import FileSettings, FileSink
-from agent.sinks.http import HttpSettings, HttpSink
+from agent.sinks.http import HttpSink
+from agent.sinks.kafka import KafkaSettings, KafkaSink
+from agent.sinks.nats import NatsSettings, NatsSink
+from agent.sinks.otlp import OtlpSink
+from agent.sinks.remote_write import RemoteWriteSink
 from agent.sinks.secret import SecretSettings
 from agent.sinks.sink import Sink, SinkSettings
 from agent.sinks.stdout import STDOUT, StdoutSink
@@ -39,8 +51,11 @@ from agent.sinks.tls import TlsSettings
 from agent.sinks.udp import UdpSettings, UdpSink
 from agent.units import Duration
 from tests.sinks import peers
-from tests.sinks.http_peer import Answer, HttpPeer
+from tests.sinks.http_peer import Answer, HttpPeer, Request
+from tests.sinks.nats_peer import STORED, Stream
 from tests.sinks.peers import Datagram, StreamPeer, UdpPeer, refused_port
+from tests.sinks.test_kafka import Cluster
+from tests.sinks.test_remote_write import WriteRequest
 from tests.workers import PATIENCE_SECONDS, Clock, accounted, events, opened, until
 
 BATCH = 50
@@ -48,15 +63,86 @@ WHOLE_BATCHES = {"records": BATCH, "linger": 3600}  # so that where a batch begi
 FOR_EVER = 10_000  # times: a behaviour that lasts until somebody changes it
 LONG, SHORT = Duration(PATIENCE_SECONDS), Duration(0.2)
 RECEIVE_BUFFER_BYTES = 16 << 10  # a small part of a batch: most of it is not acknowledged before it is read
+MESSAGE_BYTES_MAX = 1 << 20
 TOKEN = "t0ken-of-nobody"
 
 FILES = ["file"]
 PIPES = ["stdout"]
 DATAGRAMS = ["udp"]
 STREAMS = ["unix", "tcp", "tls"]
-REQUESTS = ["http", "https"]
-ENCRYPTED = ["tls", "https"]
-EVERY = PIPES + FILES + STREAMS + DATAGRAMS + REQUESTS
+REQUESTS = ["http", "https", "remote_write", "remote_write+tls", "otlp", "otlp+tls"]
+MESSAGES = ["nats", "nats+tls"]
+RECORDS = ["kafka"]
+ENCRYPTED = ["tls", "https", "remote_write+tls", "otlp+tls", "nats+tls"]
+CONNECTED = STREAMS + REQUESTS + MESSAGES  # what can be stalled, slowed down and reset
+EVERY = PIPES + FILES + CONNECTED + DATAGRAMS + RECORDS
+
+
+# Payloads
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a kind's payloads are.
+
+    Attributes:
+        payload: one, of its sequence and some padding.
+        apart: the payloads of a body that is several, one behind the other.
+        terminator: what follows each in a body.
+    """
+
+    payload: Callable[[int, str], bytes]
+    apart: Callable[[bytes], list[bytes]]
+    terminator: bytes = b""
+
+
+def json_line(sequence: int, pad: str) -> bytes:
+    header = {"instance": "a", "sequence": sequence, "time_unix_ns": sequence, "pad": pad}
+    return json.dumps(header, separators=(",", ":")).encode()
+
+
+def write_request(sequence: int, pad: str) -> bytes:
+    """Two series of the same time, later than those of the sequence before: else a batch is several requests."""
+    request = WriteRequest()
+    for name, text in (("hostprobe_load_load1", pad), ("hostprobe_load_load5", "")):
+        series = request.timeseries.add()
+        series.labels.add(name="__name__", value=name)
+        series.labels.add(name="pad", value=text)
+        series.samples.add(value=sequence, timestamp=sequence)
+    return bytes(request.SerializeToString())
+
+
+def write_requests(body: bytes) -> list[bytes]:
+    series = WriteRequest.FromString(body).timeseries
+    by_time = groupby(series, key=lambda one: one.samples[0].timestamp)
+    return [bytes(WriteRequest(timeseries=list(group)).SerializeToString()) for _, group in by_time]
+
+
+def metrics_request(sequence: int, pad: str) -> bytes:
+    gauge = Gauge(data_points=[NumberDataPoint(time_unix_nano=sequence, as_int=sequence)])
+    metric = Metric(name="system.memory.usage", description=pad, gauge=gauge)
+    return metrics_request_of(ResourceMetrics(scope_metrics=[ScopeMetrics(metrics=[metric])]))
+
+
+def metrics_request_of(metrics: ResourceMetrics) -> bytes:
+    return bytes(ExportMetricsServiceRequest(resource_metrics=[metrics]).SerializeToString())
+
+
+def metrics_requests(body: bytes) -> list[bytes]:
+    return [metrics_request_of(metrics) for metrics in ExportMetricsServiceRequest.FromString(body).resource_metrics]
+
+
+LINES = Form(json_line, bytes.splitlines, b"\n")
+FORMS = {
+    "remote_write": Form(write_request, write_requests),
+    "otlp": Form(metrics_request, metrics_requests),
+}
+POSTING: dict[str, Any] = {"http": HttpSink, "https": HttpSink, "remote_write": RemoteWriteSink, "otlp": OtlpSink}
+
+
+def form_of(kind: str) -> Form:
+    """Its own, or lines where a sink takes whatever there is."""
+    return FORMS.get(kind.removesuffix("+tls"), LINES)
 
 
 # Peers
@@ -74,7 +160,7 @@ class Peer:
         """A sink that delivers to it."""
         raise NotImplementedError
 
-    def lines(self) -> list[bytes]:
+    def payloads(self) -> list[bytes]:
         """What has come whole, in order, connection by connection."""
         raise NotImplementedError
 
@@ -125,7 +211,7 @@ class FilePeer(Peer):
     def sink(self, timeout: Duration) -> Sink:
         return FileSink(FileSettings(path=str(self._here / "out")))
 
-    def lines(self) -> list[bytes]:
+    def payloads(self) -> list[bytes]:
         return (self._here / "out").read_bytes().split(b"\n")[:-1]
 
     def refuse(self) -> None:
@@ -162,7 +248,7 @@ class PipePeer(Peer):
     def sink(self, timeout: Duration) -> Sink:
         return StdoutSink(SinkSettings())
 
-    def lines(self) -> list[bytes]:
+    def payloads(self) -> list[bytes]:
         return bytes(self._data).split(b"\n")[:-1]
 
     def stall(self) -> None:
@@ -213,7 +299,7 @@ class LinesPeer(Peer):
         tls = self._certificates and self._certificates.trusted
         return TcpSink(TcpSettings(address=f"127.0.0.1:{self._at}", timeout=timeout, tls=tls))
 
-    def lines(self) -> list[bytes]:
+    def payloads(self) -> list[bytes]:
         return self._gone + (self._peer.lines if self._peer else [])
 
     def refuse(self) -> None:
@@ -239,9 +325,7 @@ class LinesPeer(Peer):
 
     def has_refused_handshakes(self, count: int) -> bool:
         assert self._peer is not None
-        accepted = self._peer.accepted
-        assert all(one.data == b"" for one in accepted)
-        return len(accepted) == count and all(one.fault and one.ended for one in accepted)
+        return _has_refused_handshakes(self._peer, count)
 
     def is_touched(self) -> bool:
         return self._peer is not None and bool(self._peer.accepted)
@@ -256,14 +340,22 @@ class LinesPeer(Peer):
         self.refuse()
 
 
-class RequestsPeer(Peer):
-    """An HttpPeer, which expects a secret."""
+def _has_refused_handshakes(peer: StreamPeer, count: int) -> bool:
+    assert all(one.data == b"" for one in peer.accepted)
+    return len(peer.accepted) == count and all(one.fault and one.ended for one in peer.accepted)
 
-    def __init__(self, port: int, token: Path, certificates: Certificates | None = None) -> None:
+
+class RequestsPeer(Peer):
+    """An HttpPeer, which expects a secret, and takes apart by message what it is sent, whatever it answers."""
+
+    def __init__(self, kind: str, port: int, token: Path, certificates: Certificates | None = None) -> None:
+        self._sink = POSTING[kind.removesuffix("+tls")]
+        self._form = form_of(kind)
         self._port = port
         self._certificates = certificates
         self._token = token
-        self._gone: list[bytes] = []
+        self._payloads: list[bytes] = []
+        self._answers: deque[Answer] = deque()
         self._peer: HttpPeer | None = None
         self._is_stalled = False
         self._begin()
@@ -271,26 +363,36 @@ class RequestsPeer(Peer):
     def _begin(self, *answers: Answer, certificate: str = "right") -> None:
         self.refuse()
         tls = self._certificates and self._certificates.contexts[certificate]
-        self._peer = HttpPeer(*answers, port=self._port, tls=tls)
+        self._answers = deque(answers)
+        self._peer = HttpPeer(port=self._port, tls=tls)
+        self._peer.judge = self._judge
         self._peer.__enter__()
 
+    def _judge(self, request: Request) -> Answer:
+        assert request.headers["Authorization"] == f"Bearer {TOKEN}"
+        payloads = self._form.apart(request.body)
+        assert b"".join(payload + self._form.terminator for payload in payloads) == request.body
+        self._payloads += payloads
+        return self._answers.popleft() if self._answers else Answer()
+
     def sink(self, timeout: Duration) -> Sink:
-        return HttpSink(
-            HttpSettings(
+        sink: Sink = self._sink(
+            self._sink.Settings(
                 url=f"http{'s' if self._certificates else ''}://127.0.0.1:{self._port}/in",
                 timeout=timeout,
                 bearer=SecretSettings(file=str(self._token)),
                 tls=self._certificates and self._certificates.trusted,
             )
         )
+        return sink
 
-    def lines(self) -> list[bytes]:
-        return self._gone + (_lines_of(self._peer) if self._peer else [])
+    def payloads(self) -> list[bytes]:
+        assert self._peer is None or self._peer.defects == []
+        return list(self._payloads)
 
     def refuse(self) -> None:
         if self._peer is not None:
             self._peer.__exit__()
-            self._gone += _lines_of(self._peer)
         self._peer = None
         self._is_stalled = False
 
@@ -321,7 +423,7 @@ class RequestsPeer(Peer):
     def come_back(self) -> None:
         if self._peer is not None and self._is_stalled:
             # A listener that closes resets who has just connected, and Python's ssl leaks a socket then (a warning).
-            self._peer.answers.clear()
+            self._answers.clear()
             self._peer.go_on.set()
         else:
             self._begin()
@@ -330,10 +432,118 @@ class RequestsPeer(Peer):
         self.refuse()
 
 
-def _lines_of(peer: HttpPeer) -> list[bytes]:
-    requests = list(peer.requests)
-    assert all(request.headers["Authorization"] == f"Bearer {TOKEN}" for request in requests)
-    return [line for request in requests for line in request.body.splitlines()]
+class MessagesPeer(Peer):
+    """A StreamPeer that speaks as a NATS server with a stream does, and expects a secret."""
+
+    def __init__(self, port: int, token: Path, certificates: Certificates | None = None) -> None:
+        self._port = port
+        self._certificates = certificates
+        self._token = token
+        info = {"max_payload": MESSAGE_BYTES_MAX, "auth_required": True, "tls_required": certificates is not None}
+        self._stream = Stream(info=info)
+        self._go_on = threading.Event()
+        self._peer: StreamPeer | None = None
+        self.come_back()
+
+    def sink(self, timeout: Duration) -> Sink:
+        return NatsSink(
+            NatsSettings(
+                servers=(f"{'tls' if self._certificates else 'nats'}://127.0.0.1:{self._port}",),
+                subject="frames",
+                timeout=timeout,
+                token=SecretSettings(file=str(self._token)),
+                tls=self._certificates and self._certificates.trusted,
+            )
+        )
+
+    def payloads(self) -> list[bytes]:
+        payloads = self._stream.payloads
+        assert not payloads or self._stream.login["auth_token"] == TOKEN
+        return payloads
+
+    def refuse(self) -> None:
+        self._go_on.set()
+        if self._peer is not None:
+            self._peer.__exit__()
+        self._peer = None
+
+    def reset(self, *places: tuple[int, int], of: Sequence[bytes]) -> None:
+        """What is read of a batch that is cut off is not answered: else it hangs on luck which answers come through."""
+        said: list[Any] = []
+        for begin, end in places:
+            answered = (end - begin) // BATCH * BATCH
+            said += [STORED] * answered + [None] * (end - begin - answered) + [ConnectionResetError]
+        script = iter(said)
+
+        def says(_payload: bytes) -> Any:
+            answer = next(script, STORED)
+            if answer is ConnectionResetError:
+                raise ConnectionResetError
+            return answer
+
+        self._stream.says = says
+
+    def stall(self) -> None:
+        self._go_on.clear()
+
+        def says(_payload: bytes) -> Any:
+            self._go_on.wait()
+            raise ConnectionResetError
+
+        self._stream.says = says
+
+    def be_slow(self) -> None:
+        self._stream.read_bytes = 1
+
+    def show_certificate(self, name: str) -> None:
+        assert self._certificates is not None
+        self._stream.tls = self._certificates.contexts[name]
+
+    def has_refused_handshakes(self, count: int) -> bool:
+        assert self._peer is not None
+        return _has_refused_handshakes(self._peer, count)
+
+    def is_touched(self) -> bool:
+        return bool(self._stream.messages)
+
+    def come_back(self) -> None:
+        self._stream.says = lambda _payload: STORED
+        self._stream.read_bytes = 65536
+        self._stream.tls = self._certificates and self._certificates.contexts["right"]
+        self._go_on.set()
+        if self._peer is None:
+            self._peer = StreamPeer(*[self._stream] * FOR_EVER, port=self._port, buffer_bytes=RECEIVE_BUFFER_BYTES)
+            self._peer.__enter__()
+
+    def close(self) -> None:
+        self.refuse()
+
+
+class RecordsPeer(Peer):
+    """A mock cluster of librdkafka's, and a consumer of all that it has."""
+
+    def __init__(self) -> None:
+        self._cluster = Cluster()
+        self._consumer: Any = confluent_kafka.Consumer({"bootstrap.servers": self._cluster.address, "group.id": "test"})
+        self._payloads: list[bytes] = []
+
+    def sink(self, timeout: Duration) -> Sink:
+        return KafkaSink(KafkaSettings(servers=(self._cluster.address,), topic="frames", timeout=timeout))
+
+    def payloads(self) -> list[bytes]:
+        if not self._consumer.assignment():  # the topic is made by the first who sends to it
+            topic = self._consumer.list_topics("frames", timeout=PATIENCE_SECONDS).topics["frames"]
+            self._consumer.assign([confluent_kafka.TopicPartition("frames", number, 0) for number in topic.partitions])
+        records = self._consumer.consume(1000, 0.05)
+        assert [record.error() for record in records] == [None] * len(records)
+        self._payloads += [record.value() for record in records]
+        return list(self._payloads)
+
+    def come_back(self) -> None: ...
+
+    def close(self) -> None:
+        self._consumer.close()
+        self._cluster.close()
 
 
 class DatagramPeer(Peer):
@@ -348,7 +558,7 @@ class DatagramPeer(Peer):
     def sink(self, timeout: Duration) -> Sink:
         return UdpSink(UdpSettings(address=f"127.0.0.1:{self._port}"))
 
-    def lines(self) -> list[bytes]:
+    def payloads(self) -> list[bytes]:
         if self._peer is not None:
             self._datagrams += self._peer.receive()
         return [datagram.text for datagram in self._datagrams]
@@ -367,7 +577,7 @@ class DatagramPeer(Peer):
 
     def close(self) -> None:
         if self._peer is not None:
-            self.lines()
+            self.payloads()
             self._peer.__exit__()
         self._peer = None
 
@@ -473,6 +683,8 @@ def staged(tmp_path: Path, certificates: Certificates) -> Staged:
             return FilePeer(tmp_path / "peer")
         if kind == "unix":
             return LinesPeer(tmp_path / "socket")
+        if kind == "kafka":
+            return RecordsPeer()
         port = stack.enter_context(refused_port(SOCK_DGRAM if kind == "udp" else SOCK_STREAM))
         if kind == "udp":
             return DatagramPeer(port)
@@ -482,7 +694,7 @@ def staged(tmp_path: Path, certificates: Certificates) -> Staged:
         token = tmp_path / "token"
         token.write_text(TOKEN)
         token.chmod(0o600)
-        return RequestsPeer(port, token, shown)
+        return MessagesPeer(port, token, shown) if kind in MESSAGES else RequestsPeer(kind, port, token, shown)
 
     @contextmanager
     def stage(kind: str) -> Iterator[Stage]:
@@ -500,8 +712,8 @@ def numbered(kind: str, count: int, largest_bytes: int = 8000) -> list[bytes]:
     """Frames of random sizes; for a datagram peer such that its kernel holds them all."""
     rng = random.Random(count)
     largest_bytes = min(largest_bytes, 300) if kind in DATAGRAMS else largest_bytes
-    head = b'{"instance":"a","sequence":%d,"time_unix_ns":%d,"pad":"%s"}'
-    return [head % (number, number, b"x" * rng.randrange(largest_bytes)) for number in range(count)]
+    form = form_of(kind)
+    return [form.payload(number, "x" * rng.randrange(largest_bytes)) for number in range(count)]
 
 
 def push(worker: SinkWorker, frames: Sequence[bytes]) -> None:
@@ -509,17 +721,17 @@ def push(worker: SinkWorker, frames: Sequence[bytes]) -> None:
         worker.ring.push(frame, worker.ring.pushed, worker._clock_ns(), 1, 1)
 
 
-def once(lines: Sequence[bytes]) -> list[bytes]:
+def once(payloads: Sequence[bytes]) -> list[bytes]:
     """Without repeats."""
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys(payloads))
 
 
 def check_all_came(peer: Peer, worker: SinkWorker, frames: list[bytes], may_repeat: bool = False) -> None:
     """All frames were sent, none dropped, and have come in order; each once, unless some may be repeated."""
     until(lambda: worker.frames == (len(frames), 0, 0), "all frames are sent")
-    until(lambda: set(peer.lines()) >= set(frames), "all frames have come")
-    lines = peer.lines()
-    assert (once(lines) if may_repeat else lines) == frames
+    until(lambda: set(peer.payloads()) >= set(frames), "all frames have come")
+    payloads = peer.payloads()
+    assert (once(payloads) if may_repeat else payloads) == frames
     assert accounted(worker)
     assert worker.sent_bytes == sum(map(len, frames))
 
@@ -542,7 +754,7 @@ def test_a_peer_that_accepts_gets_each_frame_once_in_order(staged: Staged, kind:
         assert (worker.failures, worker.retries) == (0, 0)
 
 
-@pytest.mark.parametrize("kind", FILES + STREAMS + DATAGRAMS + REQUESTS)
+@pytest.mark.parametrize("kind", FILES + CONNECTED + DATAGRAMS)
 def test_a_peer_that_refuses_and_comes_back(staged: Staged, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     frames = numbered(kind, 300)
     with staged(kind) as stage:
@@ -565,8 +777,8 @@ def test_a_peer_that_refuses_and_comes_back(staged: Staged, kind: str, capsys: p
         stage.clock.let_pass()
         if kind in DATAGRAMS:  # it promises nothing, but that a receiver can see what is missing
             until(lambda: worker.frames == (300, 0, 0), "all datagrams are sent")
-            until(lambda: stage.peer.lines()[-1] == frames[-1], "the last datagram has come")
-            assert stage.peer.lines() == frames[:100] + frames[sent:]
+            until(lambda: stage.peer.payloads()[-1] == frames[-1], "the last datagram has come")
+            assert stage.peer.payloads() == frames[:100] + frames[sent:]
             assert stage.peer.missing >= sent - 100 > 0  # what is sent again has new numbers
             assert accounted(worker)
         else:
@@ -577,7 +789,7 @@ def test_a_peer_that_refuses_and_comes_back(staged: Staged, kind: str, capsys: p
     assert circuits(capsys) == ["open", "half-open", "closed"]
 
 
-@pytest.mark.parametrize("kind", STREAMS + REQUESTS)
+@pytest.mark.parametrize("kind", CONNECTED)
 def test_a_peer_that_resets_in_the_middle(staged: Staged, kind: str) -> None:
     """Each time in the middle of a batch, most of which hasn't been acknowledged: it comes again, and nothing else."""
     frames = numbered(kind, 300)
@@ -587,28 +799,29 @@ def test_a_peer_that_resets_in_the_middle(staged: Staged, kind: str) -> None:
         push(worker, frames)
         worker.start()
         check_all_came(stage.peer, worker, frames, may_repeat=True)
-        assert worker.failures == worker.retries == 4
+        # A kept connection that ends before any answer may have been dead before: nats makes another at once, unseen.
+        assert worker.failures == worker.retries == (1 if kind in MESSAGES else 4)
         assert worker.breaker.circuit is Circuit.CLOSED
-        assert len(stage.peer.lines()) <= 300 + 4 * BATCH
+        assert len(stage.peer.payloads()) <= 300 + 4 * BATCH
 
 
-@pytest.mark.parametrize("kind", PIPES + STREAMS + REQUESTS)
+@pytest.mark.parametrize("kind", PIPES + CONNECTED)
 def test_a_peer_that_stalls_holds_up_nobody_else(staged: Staged, kind: str, tmp_path: Path) -> None:
     """Its sink gives up after its timeout and tries again; stdout's waits, for there is no other."""
     frames = numbered(kind, 300)
     with staged(kind) as stage:
         stage.peer.stall()
-        beside = FilePeer(tmp_path / "beside")
+        beside, lines = FilePeer(tmp_path / "beside"), numbered("file", 300)
         stalled = stage.worker(SHORT, **WHOLE_BATCHES)
         healthy = stage.worker(peer=beside)
-        for worker in (stalled, healthy):
+        for worker, payloads in ((stalled, frames), (healthy, lines)):
             worker.start()
-            push(worker, frames[:200])
-        check_all_came(beside, healthy, frames[:200])
+            push(worker, payloads[:200])
+        check_all_came(beside, healthy, lines[:200])
         until(lambda: stalled.failures if stage.peer.has_timeout else stage.peer.is_touched(), "it stalls")
-        for worker in (stalled, healthy):
-            push(worker, frames[200:])
-        check_all_came(beside, healthy, frames)
+        for worker, payloads in ((stalled, frames), (healthy, lines)):
+            push(worker, payloads[200:])
+        check_all_came(beside, healthy, lines)
         _, dropped, backlog = stalled.frames
         assert dropped == 0
         assert backlog >= 100
@@ -620,7 +833,7 @@ def test_a_peer_that_stalls_holds_up_nobody_else(staged: Staged, kind: str, tmp_
         assert healthy.failures == 0
 
 
-@pytest.mark.parametrize("kind", PIPES + STREAMS + REQUESTS)
+@pytest.mark.parametrize("kind", PIPES + CONNECTED)
 def test_a_peer_that_goes_byte_by_byte(staged: Staged, kind: str) -> None:
     frames = numbered(kind, 60, largest_bytes=1500)
     with staged(kind) as stage:
@@ -646,7 +859,7 @@ def test_a_peer_with_a_wrong_certificate_gets_nothing(
         push(worker, frames)
         until(lambda: worker.breaker.circuit is Circuit.OPEN, "the circuit is open")
         until(lambda: stage.peer.has_refused_handshakes(5), "each connection has failed")
-        assert stage.peer.lines() == []
+        assert stage.peer.payloads() == []
         assert worker.frames == (0, 0, 200)
         assert (worker.failures, worker.retries) == (5, 4)
 
@@ -687,7 +900,7 @@ def product(**kinds: list[str]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("buffer", ["memory", "a file"])
-@pytest.mark.parametrize(("state", "kind"), product(accepts=EVERY, is_slow=PIPES + STREAMS + REQUESTS))
+@pytest.mark.parametrize(("state", "kind"), product(accepts=EVERY, is_slow=PIPES + CONNECTED))
 def test_the_end_with_a_peer_that_takes_frames(
     staged: Staged, kind: str, state: str, buffer: str, tmp_path: Path
 ) -> None:
@@ -708,9 +921,9 @@ def test_the_end_with_a_peer_that_takes_frames(
 @pytest.mark.parametrize(
     ("state", "kind"),
     product(
-        refuses=FILES + STREAMS + DATAGRAMS + REQUESTS,
-        resets=STREAMS + REQUESTS,
-        stalls=PIPES + STREAMS + REQUESTS,
+        refuses=FILES + CONNECTED + DATAGRAMS,
+        resets=CONNECTED,
+        stalls=PIPES + CONNECTED,
         lies=ENCRYPTED,
     ),
 )
@@ -745,5 +958,5 @@ def test_the_end_with_a_peer_that_takes_none(
             assert after.ring.recovered == backlog
             assert accounted(after)
             came = frames[sent:] if kind in DATAGRAMS else frames
-            until(lambda: set(stage.peer.lines()) >= set(came), "all have come")
-            assert once(stage.peer.lines()) == came
+            until(lambda: set(stage.peer.payloads()) >= set(came), "all have come")
+            assert once(stage.peer.payloads()) == came

@@ -219,7 +219,7 @@ def test_a_frame_is_compressed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(*arguments)
 
     monkeypatch.setattr(pages.zlib, "compressobj", counted)
-    exposition = Exposition(os.urandom(1 << 20))
+    exposition = Exposition(os.urandom(1 << 20), 0)
     barrier = threading.Barrier(8)
 
     def scrape() -> bytes:
@@ -283,6 +283,7 @@ def test_other_paths_are_not_found(serve: Any) -> None:
         b"GET /metrics HTTP/9.9\r\n\r\n",
         b"GET http://elsewhere/metrics HTTP/1.1\r\n\r\n",
         b"GET /metrics HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\n continued\r\n\r\n",
         b"GET /metrics HTTP/1.1\r\nContent-Length: many\r\n\r\n",
         b"GET /" + b"x" * 20_000,
         b"GET / HTTP/1.1\r\n" + b"X: " + b"y" * 20_000,
@@ -555,12 +556,25 @@ class Patient:
     def __init__(self) -> None:
         self.faults: list[str] = []
         self.obstacles: list[str] = []
+        self.patience_ns = 3600 * 10**9
 
     def problems(self) -> list[str]:
         return list(self.faults)
 
     def hindrances(self) -> list[str]:
         return [*self.faults, *self.obstacles]
+
+
+def test_a_frame_that_is_too_old_is_none(serve: Any) -> None:
+    served = serve()
+    patient = Patient()
+    served.sink.watch(patient)
+    served.deliver(TEXT)
+    assert served.get().body == BODY
+    patient.patience_ns = -1
+    answer = served.get()
+    assert (answer.status, answer.body) == (503, b"no frame for 0 s\n")
+    assert served.get("/healthz").status == 200
 
 
 def test_health_and_readiness(serve: Any) -> None:
@@ -810,6 +824,16 @@ def test_an_address_in_use(serve: Any) -> None:
     assert str(caught.value) == f'address "{served.address}": Address already in use: {expected}'
     served.deliver(TEXT)
     assert served.get().body == BODY
+
+
+def test_check_beside_a_running_agent_is_a_notice(serve: Any) -> None:
+    served = serve()
+    sink = PrometheusSink(settings(address=served.address))
+    sink.check()
+    sink.close()
+    assert sink.notices == [f'address "{served.address}" is in use: by this agent, or somebody else']
+    with pytest.raises(UsageError, match="Cannot assign requested address"):
+        PrometheusSink(settings(address="192.0.2.1:9101")).check()
 
 
 @pytest.mark.parametrize(
