@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from agent.frame import Frame
+from agent.pool import Buffer
 from agent.serializers.rows import Rows, expression, finite
 from agent.table import Kind, TableSpec
 
@@ -96,6 +97,40 @@ class Document:
                 document[f"{rows.key}_rows_dropped"] = table.dropped
         self.need_bytes = need_bytes
         return document
+
+
+class DocumentSerializer:
+    """Writes frames as documents into a reused buffer, by an encoder of msgspec's.
+
+    Args:
+        specs: the tables that may come.
+        identity: the host, the run and the tags of the header.
+        rates: whether derived columns are written.
+
+    Attributes:
+        has_nan: whether the encoder writes NaN as null itself.
+    """
+
+    has_nan: ClassVar[bool]
+    encoder: ClassVar[type[msgspec.json.Encoder] | type[msgspec.msgpack.Encoder]]
+
+    def __init__(self, specs: Iterable[TableSpec], identity: Identity, rates: bool = True) -> None:
+        self._document = Document(specs, identity, rates, self.has_nan)
+        self._encoder = self.encoder()
+
+    def write(self, frame: Frame, buffer: Buffer, tables: Collection[str] = (), left_out: Collection[str] = ()) -> None:
+        """Makes `buffer.data` the frame's document; it is sized beforehand and does not regrow meanwhile.
+
+        Args:
+            tables: the names of those that are written; all without any.
+            left_out: the names of those that are left out and named in the header, as `degraded`.
+        """
+        document = self._document.of(frame, tables, left_out)
+        buffer.make_room(self._document.need_bytes)
+        try:
+            self._encoder.encode_into(document, buffer.data)
+        except UnicodeEncodeError:  # a label with bytes that are no UTF-8
+            self._encoder.encode_into(in_unicode(document), buffer.data)
 
 
 def key_of(spec: TableSpec) -> str:
