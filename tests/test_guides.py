@@ -40,6 +40,15 @@ TABLES = (
     *("listening", "connections", "udp_sockets", "unix_sockets"),
 )
 """Those whose rows depend on the host."""
+WORDS = {
+    "CPU": "cpu_core",
+    "disk": "disk_io",
+    "mount": "filesystem",
+    "interface": "network",
+    "listener": "listening",
+    "connection": "connections",
+    "Unix socket": "unix_sockets",
+}
 FILLED = {
     "size_bytes": 107_374_182_400,
     "free_bytes": 64_424_509_440,
@@ -150,7 +159,7 @@ def cell_bytes(spec: TableSpec) -> int:
     return 9 * len(spec.counters) + 8 * len(spec.gauges)
 
 
-def table(page: str, header: str) -> dict[str, list[str]]:
+def cells_of(page: str, header: str) -> dict[str, list[str]]:
     """The cells of the page's table with this header, by its first column; commas and backticks are taken off."""
     lines = page[page.index(f"{header}\n") :].split("\n\n")[0].splitlines()[2:]
     rows = [[re.sub("[`,]", "", cell).strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -159,7 +168,7 @@ def table(page: str, header: str) -> dict[str, list[str]]:
 
 def block(page: str, start: str) -> str:
     """The indented block of the page that begins with this line, dedented."""
-    lines = page[page.index(f"    {start}") :].splitlines()
+    lines = page[page.index(f"\n    {start}") + 1 :].splitlines()
     end = next((i for i, line in enumerate(lines) if line and not line.startswith("    ")), len(lines))
     return textwrap.dedent("\n".join(lines[:end])).rstrip() + "\n"
 
@@ -170,30 +179,43 @@ def alert_rules() -> str:
 
 
 ROWS_HEADER = f"| format | the rest | {' | '.join(f'`{name}`' for name in TABLES)} |"
+HOSTS_HEADER = "| host | `json` | `prometheus` | `otlp` | `remote_write` |"
 CAPACITIES_HEADER = "| table | rows at the start | bytes a row | at the start | with 1,024 rows |"
 RING_HEADER = "| bytes of a frame | interval | 10 minutes | 1 hour | 8 hours | 1 day |"
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_rows_take_what_the_page_says(format: str) -> None:
-    rest, *each = map(int, table(CAPACITY, ROWS_HEADER)[format])
+    rest, *each = map(int, cells_of(CAPACITY, ROWS_HEADER)[format])
     assert dict(zip(TABLES, each, strict=True)) == pytest.approx(
         {name: row_bytes(format, name) for name in TABLES}, rel=0.02, abs=1
     )
-    assert rest == pytest.approx(rest_bytes(format), rel=0.05)
+    assert rest == pytest.approx(rest_bytes(format), rel=0.08)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_frame_of_another_size_follows_from_its_rows(format: str) -> None:
-    rest, *each = map(int, table(CAPACITY, ROWS_HEADER)[format])
+    rest, *each = map(int, cells_of(CAPACITY, ROWS_HEADER)[format])
     found = sizes(48)
     assert rest + sum(size * found.rows[name] for size, name in zip(each, TABLES, strict=True)) == pytest.approx(
         found.whole[format], rel=0.03
     )
 
 
+def test_frames_of_hosts_follow_from_the_rows() -> None:
+    rows = cells_of(CAPACITY, ROWS_HEADER)
+    shown = cells_of(CAPACITY, HOSTS_HEADER)
+    assert len(shown) >= 3
+    for host, cells in shown.items():
+        counts = {word: int(count) for count, word in re.findall(r"([0-9]+) (Unix socket|[A-Za-z]+?)s?\b", host)}
+        for name, cell in zip(("json", "prometheus", "otlp", "remote_write"), cells, strict=True):
+            rest, *each = map(int, rows[name])
+            by_table = dict(zip(TABLES, each, strict=True))
+            assert int(cell) == rest + sum(count * by_table[WORDS[word]] for word, count in counts.items())
+
+
 def test_tables_have_the_capacities_of_the_page() -> None:
-    page = {name: list(map(int, cells)) for name, cells in table(CAPACITY, CAPACITIES_HEADER).items()}
+    page = {name: list(map(int, cells)) for name, cells in cells_of(CAPACITY, CAPACITIES_HEADER).items()}
     expected = {
         name: [spec.rows, cell_bytes(spec), 2 * spec.rows * cell_bytes(spec), 2 * 1024 * cell_bytes(spec)]
         for name, spec in table_specs().items()
@@ -227,14 +249,15 @@ def test_tables_are_kept_up_to_1024_rows(count: int, made_anew: int, tmp_path: P
 
 def test_rings_follow_from_the_formula() -> None:
     outages = [Duration(seconds) for seconds in (600, 3600, 28_800, 86_400)]
-    for size, (interval, *cells) in table(CAPACITY, RING_HEADER).items():
+    for size, (interval, *cells) in cells_of(CAPACITY, RING_HEADER).items():
         frames = [outage / float(interval.removesuffix(" s")) for outage in outages]
         expected = [count * (int(size) + RECORD_BYTES) / RING_USED_MOST / 2**20 for count in frames]
         assert [float(cell.removesuffix(" MiB")) for cell in cells] == pytest.approx(expected, rel=0.02, abs=0.05)
 
 
-def test_a_record_has_some_60_bytes_of_its_own() -> None:
-    assert HEADER_BYTES <= need(8000) - 8000 <= RECORD_BYTES
+def test_a_record_has_60_bytes_of_its_own_and_up_to_7_of_padding() -> None:
+    assert HEADER_BYTES == RECORD_BYTES
+    assert {need(size) - size - RECORD_BYTES for size in range(8000, 8100)} == set(range(8))
 
 
 def test_the_ring_of_the_page_loads(tmp_path: Path) -> None:
@@ -256,11 +279,10 @@ def test_the_bytes_of_each_table_of_this_host() -> None:
     found = {words[0]: list(map(int, words[1:])) for words in map(str.split, told.splitlines())}
     document = json.loads(line)
     for name in ("network", "agent_probe"):
-        count, size = found[name]
-        assert count == len(document[name])
-        compact = json.dumps(document[name], separators=(",", ":"))
-        assert compact.encode() in line
-        assert size == len(compact)
+        match = re.search(rf'"{name}":(\[.*?\])', line.decode())
+        assert match is not None
+        # Python writes 6e-05 for 0.00006.
+        assert found[name] == [len(document[name]), pytest.approx(len(match[1]), rel=0.02)]
     assert "schema" not in found
 
 
@@ -269,6 +291,23 @@ def test_settings_of_the_tuning_page_load(tmp_path: Path) -> None:
     path.write_text(block(TUNING, "[probes.sockets]"))
     loaded = config.load(str(path), environment={})
     assert [loaded.every(name) for name in ("sockets", "filesystem")] == [6, 30]
+
+
+def test_the_cpu_of_a_frame_of_the_page() -> None:
+    cycles = ["run", "--template", "minimal", "--interval", "10ms", "--cycles", "8"]
+    lines = subprocess.run(
+        [sys.executable, "-m", "agent", *cycles], cwd=REPOSITORY, capture_output=True, check=True, timeout=60
+    ).stdout
+    frames = [json.loads(line)["agent"] for line in lines.splitlines()]
+    grown = frames[-1]["cpu_seconds_total"] - frames[2]["cpu_seconds_total"]
+    told = subprocess.run(
+        [sys.executable, "-c", block(TUNING, "import json, sys")],
+        input=lines,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    assert told.decode() == f"{grown / 5 * 1000:.2f} ms of CPU a frame\n"
 
 
 def test_alert_rules_name_metrics_that_there_are() -> None:
@@ -304,7 +343,7 @@ def improved(written: str) -> str:
     """The same with the page's other `collect` in place of the first."""
     start = written.index("    def __init__")
     imports = block(TUNING, "import numpy as np")
-    return imports + written[:start] + textwrap.indent(block(TUNING, "def __init__"), "    ").replace("\n    \n", "\n\n")
+    return imports + written[:start] + textwrap.indent(block(TUNING, "def __init__"), "    ")
 
 
 def run(environment: Mapping[str, str], source: str, *arguments: str) -> Any:
@@ -345,8 +384,7 @@ def test_the_improved_probe_allocates_less(environment: Mapping[str, str], writt
         return dict(row)
 
     first, second = report(written), report(improved)
-    kinds = len(softirqs())
-    assert second["allocations"] < first["allocations"] - 2 * kinds
+    assert second["allocations"] < 0.6 * first["allocations"]
     for row in (first, second):
         assert row["reallocations"] == row["collector_runs"] == 0
         assert row["net_blocks"] < 20

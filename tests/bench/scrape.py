@@ -5,7 +5,8 @@
 
 The agent collects every 100 ms, and whoever is measured is scraped as often, in turns of 50: so a scrape of the agent
 has the CPU time of one cycle in it. node_exporter has the collectors of the same families, `COLLECTORS`, and tcpstat,
-which is off by default, for the TCP states. CPU time is that of the whole process, user and system.
+which is off by default, for the TCP states. CPU time is that of the whole process, user and system. The kernel's
+part is what a process of its own takes to read hostprobe's sources as often, and to do nothing with them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -42,6 +44,52 @@ address = "127.0.0.1:{port}"
 """
 
 
+READER = """
+import sys, time
+from agent.assembly import Agent
+from agent.bench.floor import RawReader, first_cycle, together
+from agent.config import load
+from agent.logs import Log
+raw = RawReader(together(first_cycle(Agent(load(None, "standard", {}, {}), Log(), sinks=False)).values()))
+while True:
+    raw.read()
+    print(flush=True)
+    sys.stdin.readline()
+"""
+
+
+class Read:
+    """The kernel's part: its sources are read raw when it is told to."""
+
+    series = 0
+    size_bytes = 0
+
+    def __init__(self) -> None:
+        self.name = "the kernel's part"
+        self.milliseconds: list[float] = []
+        self.resident_bytes = 0
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", READER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._process = psutil.Process(self.child.pid)
+
+    def answers(self) -> bool:
+        """Whether it has read once."""
+        assert self.child.stdout is not None
+        return bool(self.child.stdout.readline())
+
+    def turn(self) -> None:
+        """Some readings; notes the CPU milliseconds of each."""
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        before = cpu_seconds(self._process)
+        for _ in paced():
+            self.child.stdin.write(b"\n")
+            self.child.stdin.flush()
+            self.child.stdout.readline()
+        self.milliseconds.append((cpu_seconds(self._process) - before) * 1000 / TURN_SCRAPES)
+
+
 class Scraped:
     """One who is scraped over a kept connection, and what it took."""
 
@@ -63,20 +111,28 @@ class Scraped:
 
     def turn(self) -> None:
         """Some scrapes; notes the CPU milliseconds of each."""
-        before = self._cpu_seconds()
-        deadline = time.monotonic()
-        for _ in range(TURN_SCRAPES):
-            deadline += INTERVAL_SECONDS
-            time.sleep(max(deadline - time.monotonic(), 0))
+        before = cpu_seconds(self._process)
+        for _ in paced():
             body = self._pool.request("GET", "/metrics", headers={"Accept-Encoding": "identity"}).data
-        self.milliseconds.append((self._cpu_seconds() - before) * 1000 / TURN_SCRAPES)
+        self.milliseconds.append((cpu_seconds(self._process) - before) * 1000 / TURN_SCRAPES)
         self.series = sum(not line.startswith(b"#") for line in body.splitlines())
         self.size_bytes = len(body)
         self.resident_bytes = self._process.memory_info().rss
 
-    def _cpu_seconds(self) -> float:
-        times = self._process.cpu_times()
-        return float(times.user + times.system)
+
+def paced() -> Iterator[None]:
+    """As often as the agent collects, a turn long."""
+    deadline = time.monotonic()
+    for _ in range(TURN_SCRAPES):
+        deadline += INTERVAL_SECONDS
+        time.sleep(max(deadline - time.monotonic(), 0))
+        yield
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """User and system time of all its threads."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def main() -> None:
@@ -87,12 +143,13 @@ def main() -> None:
         (port,) = free_ports(1)
         (path := Path(folder, "hostprobe.toml")).write_text(CONFIGURATION.format(port=port))
         agent = subprocess.Popen([sys.executable, "-m", "agent", "run", "--config", path], cwd=ROOT)
+        reader = Read()
         exporters = [
             NodeExporter(Path(folder, "debian"), arguments=only),
             NodeExporter(Path(folder, "today"), "node_exporter", only),
         ]
         try:
-            sides = [Scraped("hostprobe", psutil.Process(agent.pid), port)]
+            sides: list[Scraped | Read] = [Scraped("hostprobe", psutil.Process(agent.pid), port), reader]
             for name, exporter in zip(("node_exporter (Debian)", "node_exporter (today)"), exporters, strict=True):
                 exporter.start()
                 assert exporter.process is not None
@@ -103,8 +160,9 @@ def main() -> None:
                 for side in sides:
                     side.turn()
         finally:
-            agent.terminate()
-            agent.wait()
+            for process in (agent, reader.child):
+                process.terminate()
+                process.wait()
             for exporter in exporters:
                 exporter.stop()
     ours = statistics.median(sides[0].milliseconds)
@@ -112,7 +170,7 @@ def main() -> None:
     print(f"{'':24}{'series':>8}{'bytes':>9}{'ms CPU':>9}{'times':>8}{'resident':>10}")
     for side in sides:
         median = statistics.median(side.milliseconds)
-        resident = f"{side.resident_bytes / 1e6:.1f} MB"
+        resident = f"{side.resident_bytes / 1e6:.1f} MB" if side.resident_bytes else "-"
         print(f"{side.name:24}{side.series:8}{side.size_bytes:9}{median:9.2f}{median / ours:8.1f}{resident:>10}")
 
 
