@@ -518,7 +518,7 @@ MISTAKES = [
     ),
     (
         "[sinks.main]\nnames = 'node_exporter'",
-        "sinks.main.names = \"node_exporter\": expected \"hostprobe\" with format json",
+        'sinks.main.names = "node_exporter": expected "hostprobe" with format json',
     ),
     (
         "[sinks.a]\ntype = 'file'\npath = '/x/out'\n[sinks.a.buffer]\npath = '/x/./out'",
