@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from agent import __version__
-from agent.errors import HostprobeError, UsageError
+from agent.errors import HostprobeError, UsageError, complain
 from agent.serializers.formats import FORMATS
 from agent.units import LONGEST_INTERVAL, Duration
 from templates import TEMPLATES
@@ -151,10 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return int(getattr(commands, parsed.function)(parsed))
     except UsageError as error:
-        _complain(error)
+        complain(error)
         return 2
     except HostprobeError as error:
-        _complain(error)
+        complain(error)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -164,11 +164,6 @@ def _end_quietly_until_it_runs() -> None:
     """A signal before there is anything to flush ends the process at once, also while modules are imported."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
-
-
-def _complain(error: HostprobeError) -> None:
-    if sys.stderr is not None:  # where descriptor 2 is closed, print() would take stdout
-        print(f"hostprobe: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

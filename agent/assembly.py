@@ -13,7 +13,7 @@ from agent import discovery
 from agent.config import Config
 from agent.cycle import Cycle, ScheduledProbe, Serializer
 from agent.errors import HostprobeError, UsageError
-from agent.exporter import Dialect, Exporter
+from agent.exporter import Exporter, Writer
 from agent.health import Health
 from agent.layers import where
 from agent.logs import Log
@@ -64,12 +64,13 @@ class Agent:
             if hasattr(worker.sink, "watch"):
                 worker.sink.watch(self.health)
 
-    def _serializers(self) -> dict[Dialect, Serializer]:
-        serializers: dict[Dialect, Serializer] = {}
+    def _serializers(self) -> dict[Writer, Serializer]:
+        serializers: dict[Writer, Serializer] = {}
         for worker in self.exporter.workers:
-            dialect = worker.settings.format, worker.settings.names
+            settings = worker.settings
+            writer = settings.format, settings.names, settings.tables
             try:
-                serializers[dialect] = serializers.get(dialect) or self.serializer(*dialect)
+                serializers[writer] = serializers.get(writer) or self.serializer(settings.format, settings.names)
             except UsageError as error:
                 raise UsageError(f"{self.config.place('sinks', worker.name)}: {error}") from None
         return serializers

@@ -12,7 +12,7 @@ from agent import config as configuration
 from agent.assembly import Agent, catalogue
 from agent.config import Config
 from agent.cycle import Schedule
-from agent.errors import HostprobeError, UsageError
+from agent.errors import HostprobeError, UsageError, complain
 from agent.layers import Tree
 from agent.logs import Log
 from agent.pool import Buffer
@@ -156,15 +156,10 @@ def bench(arguments: Namespace) -> int:
         arguments.cycles,
         all_formats=arguments.all_formats,
         profile=arguments.profile,
-        complain=_complain,
+        complain=complain,
     )
     print_line(found.json(before) if arguments.format == "json" else found.text(before))
     return 0
-
-
-def _complain(why: str) -> None:
-    if sys.stderr is not None:  # where descriptor 2 is closed, print() would take stdout
-        print(f"hostprobe: {why}", file=sys.stderr)
 
 
 def verify(arguments: Namespace) -> int:

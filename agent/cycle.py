@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from agent.exporter import Dialect, Exporter, Output
+from agent.exporter import Exporter, Output, Writer
 from agent.frame import Frame
 from agent.logs import Log
 from agent.pool import Buffer, Pool, buffer_pool
@@ -58,14 +58,14 @@ class Cycle:
 
     Args:
         probes: in the order of collection.
-        serializers: one for each dialect of the exporter's sinks.
+        serializers: one for each writer of the exporter's sinks.
     """
 
     def __init__(
         self,
         probes: Sequence[ScheduledProbe],
         meter: CycleMeter,
-        serializers: Mapping[Dialect, Serializer],
+        serializers: Mapping[Writer, Serializer],
         exporter: Exporter,
         log: Log,
     ) -> None:
@@ -140,7 +140,7 @@ class Cycle:
     def _serialize(self, buffer: Buffer, output: Output, left_out: Collection[str]) -> bytearray:
         if len(buffer.data) < buffer.capacity:  # another sink's payload is in it
             buffer.clear()
-        self._serializers[output.dialect].write(self.frame, buffer, output.tables, left_out)
+        self._serializers[output.writer].write(self.frame, buffer, output.tables, left_out)
         self._meter.payload_bytes += len(buffer.data)
         return buffer.data
 

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+
+def complain(why: object) -> None:
+    """One line on stderr."""
+    if sys.stderr is not None:  # where descriptor 2 is closed, print() would take stdout
+        print(f"hostprobe: {why}", file=sys.stderr)
+
 
 class HostprobeError(Exception):
     """Anything that hostprobe itself reports; its text is the whole line."""

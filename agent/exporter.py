@@ -22,7 +22,10 @@ from agent.sink_worker import SinkConfig, SinkWorker
 from agent.table import Priority
 
 Dialect = tuple[formats.Name, formats.Names]
-"""A format, and whose names it uses: a serializer for each."""
+"""A format, and whose names it uses."""
+
+Writer = tuple[formats.Name, formats.Names, tuple[str, ...]]
+"""A dialect, and the tables that are written in it: a serializer for each."""
 
 
 class Output(NamedTuple):
@@ -41,8 +44,9 @@ class Output(NamedTuple):
     least: Priority
 
     @property
-    def dialect(self) -> Dialect:
-        return self.format, self.names
+    def writer(self) -> Writer:
+        """Which serializer writes it: one for each choice of tables, since it keeps what it wrote before."""
+        return self.format, self.names, self.tables
 
 
 class Exporter:

@@ -346,7 +346,7 @@ class Run:
                 ScheduledProbe(OtherProbe(), self.meters[1]),
             ],
             self.meter,
-            {("json", "hostprobe"): serializer},
+            {("json", "hostprobe", tables): serializer for tables in ((), ("rows",), ("numbers",), ("other",))},
             self.exporter,
             log,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import sys
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from agent.assembly import Agent
+from agent.config import load as config_of
 from agent.delivery import OPEN_AFTER_FAILURES, Circuit, Drop, WhenFull
 from agent.errors import SinkError, UsageError
 from agent.exporter import Dialect, Exporter, Output
@@ -25,9 +28,11 @@ from agent.pool import Buffer
 from agent.ring_records import need
 from agent.serializers.document import Identity
 from agent.serializers.json_lines import JsonSerializer
+from agent.serializers.remote_write import write_request_class
 from agent.sink_worker import SinkConfig
 from agent.sinks.sink import SinkSettings
 from agent.table import Priority, TableSpec, gauge
+from probes.disk_io import DISK_IO
 from tests.serializers.writing import serializer
 from tests.workers import (
     PATIENCE_SECONDS,
@@ -484,10 +489,11 @@ def test_sinks_of_different_formats_or_names_have_their_own_payloads() -> None:
     payloads: dict[Dialect, bytes] = {}
 
     def serialize(output: Output, left_out: Sequence[str]) -> bytearray:
-        assert output.dialect not in payloads
+        dialect = output.format, output.names
+        assert dialect not in payloads
         buffer = Buffer()
-        serializers[output.dialect].write(publish.frame, buffer, output.tables, left_out)
-        payloads[output.dialect] = bytes(buffer.data)
+        serializers[dialect].write(publish.frame, buffer, output.tables, left_out)
+        payloads[dialect] = bytes(buffer.data)
         return buffer.data
 
     publish.frame.begin(time.time_ns(), time.monotonic_ns())
@@ -499,6 +505,30 @@ def test_sinks_of_different_formats_or_names_have_their_own_payloads() -> None:
         into = bytearray()
         (record,) = worker.ring.claim(into)
         assert into[: record.size] == payloads[dialect]
+
+
+def test_sinks_with_other_tables_have_serializers_of_their_own() -> None:
+    """What a serializer keeps of the frame before is of the same tables: both sinks hear of a series that ends."""
+    peer = {"type": "remote_write", "url": "http://127.0.0.1:1/"}
+    sinks = {"a": peer, "b": peer | {"tables": ["disk_io"]}, "c": peer, "main": {"enabled": False}}
+    agent = Agent(config_of(template="standard", overrides={"test": {"sinks": sinks}}, environment={}), Log("error"))
+    agent.exporter.open()
+    device = ("gone-soon",)
+    for devices in ([device], []):
+        agent.cycle.frame.begin(time.time_ns(), time.monotonic_ns())
+        table = agent.cycle.frame.open(DISK_IO)
+        for row in range(table.claim(devices)):
+            table.put_counters(row, [1] * len(DISK_IO.counters))
+        agent.cycle.publish()
+    ends = []
+    for worker in agent.exporter.workers:
+        records = worker.ring.claim(into := bytearray(), 2)
+        assert len(records) == 2
+        request = write_request_class().FromString(bytes(into[records[0].size : sum(r.size for r in records)]))
+        ends.append(sum(math.isnan(series.samples[0].value) for series in request.timeseries))
+    assert ends == [len(DISK_IO.counters)] * 3
+    agent.exporter.close(0)
+    agent.close()
 
 
 def test_a_ring_keeps_what_a_frame_is_stamped_with() -> None:

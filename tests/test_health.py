@@ -66,7 +66,7 @@ class Running:
         self.probe = Probe()
         self.meter = CycleMeter()
         self.exporter = Exporter([config(sink, f"sink{n}", base=0.0001) for n, sink in enumerate(sinks)], log)
-        serializers = {("json", "hostprobe"): Lines()}
+        serializers = {("json", "hostprobe", ()): Lines()}
         self.exporter.open()
         self.exporter.start(lambda: None)
         self.cycle = Cycle(

@@ -288,7 +288,8 @@ def test_held_back_the_agent_says_so_and_its_ticks_stay_on_the_grid(
     probe = AgentProbe(this.meter, meters, exporter.workers)
     serializer = JsonSerializer(probe.tables, Identity("h", "i", {}))
     log = Log("error")
-    cycle = Cycle([ScheduledProbe(probe, meters[0])], this.meter, {("json", "hostprobe"): serializer}, exporter, log)
+    serializers = {("json", "hostprobe", ()): serializer}
+    cycle = Cycle([ScheduledProbe(probe, meters[0])], this.meter, serializers, exporter, log)
     wall_ns = 1_795_217_860 * 10**9
     schedule = Schedule(10**10, True, lambda: this.now_ns, lambda: wall_ns + this.now_ns)
     ticks = []
