@@ -123,7 +123,8 @@ def check(arguments: Namespace) -> int:
 def sample_config(arguments: Namespace) -> int:
     """Prints a template as it is loaded, comments included."""
     configuration.check_template(arguments.name, "sample-config: ")
-    print_line(configuration.template_path(arguments.name).read_bytes().rstrip(b"\n"))
+    with open(configuration.template_path(arguments.name), "rb") as file:
+        print_line(file.read().rstrip(b"\n"))
     return 0
 
 

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Mapping
 from enum import Enum
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -123,7 +122,7 @@ def load(
 
 
 def _load(path: str, template: str | None, overrides: Mapping[str, Tree], environment: Mapping[str, str]) -> Config:
-    layers = [Layer(path, read_toml(Path(path)))] if path else []
+    layers = [Layer(path, read_toml(path))] if path else []
     layers += environment_layers(environment)
     layers += [Layer(flag, tree) for flag, tree in overrides.items()]
     if template is not None:
@@ -160,9 +159,9 @@ def check_template(name: Any, place: str) -> None:
         raise UsageError(f"{place}template = {shown(name)}", one_of(TEMPLATES, name))
 
 
-def template_path(name: str) -> Path:
+def template_path(name: str) -> str:
     """Where the template stands: the file that is loaded is the one that `sample-config` prints."""
-    return Path(templates.__path__[0]) / f"{name}.toml"
+    return os.path.join(templates.__path__[0], f"{name}.toml")
 
 
 def _check(layers: list[Layer], path: str, template: str) -> Config:

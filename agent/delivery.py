@@ -7,7 +7,6 @@ monotonic clock, ratios run from 0 to 1.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -47,9 +46,13 @@ class Drop(IntEnum):
 # Trying again ---------------------------------------------------------------------------------
 
 
-def pause_seconds(
-    failures: int, base_seconds: float, cap_seconds: float, draw: Callable[[], float] = random.random
-) -> float:
+def _random() -> float:
+    from random import random  # 200 KB that an agent does without as long as nothing fails
+
+    return random()
+
+
+def pause_seconds(failures: int, base_seconds: float, cap_seconds: float, draw: Callable[[], float] = _random) -> float:
     """How long to wait after so many failures in a row: exponential, with full jitter.
 
     A fleet whose receiver comes back must not come back all at once. The pause lies anywhere

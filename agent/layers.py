@@ -10,7 +10,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,14 +28,15 @@ class Layer(msgspec.Struct, frozen=True):
     tree: Tree
 
 
-def read_toml(path: Path) -> Tree:
+def read_toml(path: str) -> Tree:
     """A TOML file as a tree.
 
     Raises:
         UsageError: it can't be read, or is no TOML.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        with open(path, "rb") as file:
+            return tomllib.loads(file.read().decode())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", "a configuration file that can be read") from None
     except UnicodeDecodeError as error:

@@ -76,7 +76,7 @@ class FilesystemProbe:
         self._choice = MountChoice(settings)
         self._root = b"" if host.is_local else os.fsencode(host.root)
         # In a saved tree a device may have the number of one of this machine's.
-        self._is_saved = not host.is_local and not os.path.ismount(host.root / "proc")
+        self._is_saved = not host.is_local and not os.path.ismount(os.path.join(host.root, "proc"))
         self._remote = StallProof(_ask)
         self._mounts: list[Mount] = []  # the table's, all of them
         self._chosen: list[Mount] = []

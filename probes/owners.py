@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from probes.probe import as_text
 
@@ -59,7 +58,7 @@ class Owners:
         walked: the processes that all walks have looked into.
     """
 
-    def __init__(self, root: Path | str = "/proc", budget_seconds: float = 0.005) -> None:
+    def __init__(self, root: str = "/proc", budget_seconds: float = 0.005) -> None:
         self._root = str(root)
         self._budget_seconds = budget_seconds
         self._found: dict[int, _Held] = {}

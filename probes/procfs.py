@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
-from pathlib import Path
 from typing import Literal
 
 from agent.errors import ProbeError, UsageError
@@ -119,22 +119,22 @@ class Host:
         UsageError: procfs is asked for and there is no proc below `root`.
     """
 
-    def __init__(self, root: str = "/", source: Source = "auto") -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | os.PathLike[str] = "/", source: Source = "auto") -> None:
+        self.root = os.fspath(root)
         # By its name alone: /proc/PID/root is a link to "/" that leads to another host's, as containers are.
         self.is_local = not os.path.abspath(root).strip("/")
         linux = sys.platform.startswith("linux")
         if source == "psutil" and not self.is_local:
             raise UsageError(f'agent.source = "psutil" with root {root}', 'root "/": psutil reads only this host')
         self.uses_psutil = source == "psutil" or (source == "auto" and not linux and self.is_local)
-        if not self.uses_psutil and not (self.root / "proc" / "stat").is_file():
+        if not self.uses_psutil and not _is_file(os.path.join(root, "proc/stat")):
             raise UsageError(f"agent.root = {root}: there is no proc/stat in it", "a directory that holds proc and sys")
         self._files: dict[str, ProcFile] = {}
         self._buffer = bytearray(_SEQ_PAGE_BYTES)
 
     def proc(self, name: str, record_bytes: int = _RECORD_BYTES) -> ProcFile:
         """The file `name` below proc, for example "net/dev"."""
-        return self._file(str(self.root / "proc" / name), record_bytes)
+        return self._file(os.path.join(self.root, "proc", name), record_bytes)
 
     def net(self, name: str, record_bytes: int = _RECORD_BYTES) -> ProcFile:
         """A per-network-namespace file: proc/net here, proc/1/net in another root.
@@ -144,13 +144,13 @@ class Host:
         """
         if self.is_local:
             return self.proc(f"net/{name}", record_bytes)
-        if (self.root / "proc/1/net").is_dir():
+        if os.path.isdir(os.path.join(self.root, "proc/1/net")):
             return self.proc(f"1/net/{name}", record_bytes)
         return self.proc(f"net/{name}", record_bytes)
 
     def sys(self, name: str) -> ProcFile:
         """The file `name` below sys."""
-        return self._file(str(self.root / "sys" / name), _RECORD_BYTES)
+        return self._file(os.path.join(self.root, "sys", name), _RECORD_BYTES)
 
     @property
     def files(self) -> Collection[ProcFile]:
@@ -172,6 +172,14 @@ class Host:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+
+def _is_file(path: str) -> bool:
+    """Whether it is there and regular; an `OSError` where that can't be told."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def integer(token: bytes) -> int | None:

@@ -7,11 +7,11 @@ counters come from /proc/net/sockstat, sockstat6, snmp, snmp6 and netstat.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal
 
 from agent.errors import ProbeError
@@ -93,7 +93,7 @@ class SocketsProbe:
         self._tcp, self._udp, self._unix, self._listening, *rows = self.tables
         self._connections, self._udp_sockets, self._unix_sockets = rows
         self._lists = SocketLists(host)
-        self._owners = Owners(host.root / "proc") if settings.processes else None
+        self._owners = Owners(os.path.join(host.root, "proc")) if settings.processes else None
         self._noticed: set[str] = set()
         self.notices: list[str] = []
         self._sockstat, self._sockstat6 = host.net("sockstat", ONE_RECORD), host.net("sockstat6", ONE_RECORD)
@@ -365,7 +365,7 @@ def _psutil_labels(family: int, end: tuple[str, int] | tuple[()]) -> tuple[str, 
     """Family, address and port; of an end that isn't connected as netlink has them: all zeros."""
     is_v4 = family == socket.AF_INET
     address, port = end or ("0.0.0.0" if is_v4 else "::", 0)
-    packed = (IPv4Address(address) if is_v4 else IPv6Address(address.partition("%")[0])).packed
+    packed = socket.inet_pton(family, address.partition("%")[0])
     return "ipv4" if is_v4 else "ipv6", address_text(packed), str(port)
 
 

@@ -577,7 +577,7 @@ def test_flags_are_stronger_than_the_file(config: Callable[[str], Path]) -> None
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_sample_config_is_the_template_and_means_the_same(name: str, config: Callable[[str], Path]) -> None:
     text = output("sample-config", name)
-    assert text == template_path(name).read_text()
+    assert text == Path(template_path(name)).read_text()
     assert tomllib.loads(text)["template"] == name
     copy = load(str(config(text)), environment={})
     original = load(template=name, environment={})

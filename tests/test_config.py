@@ -172,7 +172,7 @@ def test_the_templates_sink_leaves_nothing_in_one_that_replaces_it(
     folder = files.path.parent
     for name, text in trees.items():
         (folder / f"{name}.template").write_text(text)
-    monkeypatch.setattr(configuration, "template_path", lambda name: folder / f"{name}.template")
+    monkeypatch.setattr(configuration, "template_path", lambda name: str(folder / f"{name}.template"))
     config = files.load(
         "[sinks.main]\nformat = 'json'\n"
     )  # with the template's path left in it, stdout would refuse it
@@ -247,8 +247,8 @@ def test_every_counts_the_agents_intervals(files: Files) -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_template_is_commented_and_says_everything_itself(name: str) -> None:
-    text = template_path(name).read_text()
-    assert template_path(name) == REPOSITORY / "templates" / f"{name}.toml"
+    text = Path(template_path(name)).read_text()
+    assert template_path(name) == str(REPOSITORY / "templates" / f"{name}.toml")
     assert sum("#" in line for line in text.splitlines()) >= 12
     sections = tomllib.loads(text)
     assert set(sections) == {"template", "agent", "log", "probes", "sinks"}
@@ -262,7 +262,7 @@ def test_template_is_commented_and_says_everything_itself(name: str) -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_file_copied_from_a_template_means_the_same(name: str, files: Files) -> None:
     original = load(template=name, environment={})
-    copy = files.load(template_path(name).read_bytes())
+    copy = files.load(Path(template_path(name)).read_bytes())
     assert copy.template == name
     assert (copy.agent, copy.log, copy.probes, copy.sinks) == (
         original.agent,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -99,15 +98,15 @@ class SecretSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         except OSError:  # somebody is just about to put a new one there
             return True
 
-    def _path(self) -> Path:
+    def _path(self) -> str:
         if self.file:
-            return Path(self.file)
+            return self.file
         directory = os.environ.get(_CREDENTIALS_VARIABLE, "")
         if not directory:
             raise UsageError(
                 f"{self.place}: ${_CREDENTIALS_VARIABLE} is not set", f"LoadCredential={self.credential}: in the unit"
             )
-        return Path(directory) / self.credential
+        return os.path.join(directory, self.credential)
 
     def _checked(self, content: bytes) -> str:
         """The content as text without its line end; its bytes are in no error."""
@@ -136,7 +135,7 @@ class BasicSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError('user: a name without ":" and control characters')
 
 
-def exposure(path: str | os.PathLike[str], mode: int | None = None) -> list[str]:
+def exposure(path: str, mode: int | None = None) -> list[str]:
     """A warning about a file with a secret that everybody on this host may read or write, else nothing."""
     mode = os.stat(path).st_mode if mode is None else mode
     if mode & 0o007 == 0:

@@ -242,7 +242,7 @@ def test_paths_below_another_root(tree: Tree, collect: Collect, monkeypatch: pyt
     root = tree({"proc/1/mountinfo": text.replace(b"space rw", b"space ro")})
     for name in (b"srv/with space", b"b\xff", b"hidden", b"volume"):
         os.makedirs(os.path.join(os.fsencode(root), name))
-    monkeypatch.setattr(os.path, "ismount", lambda path: path == root / "proc")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(root / "proc"))
     found = rows_by(collect(FilesystemProbe, root=root), "filesystem", "mountpoint")
     size = os.statvfs(root).f_blocks * os.statvfs(root).f_frsize
     assert {path: row["size_bytes"] for path, row in found.items()} == {
