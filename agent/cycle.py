@@ -145,10 +145,9 @@ class Cycle:
         return buffer.data
 
     def close(self) -> None:
-        """Closes the probes and gives the tables back."""
+        """Closes the probes."""
         for scheduled in self.probes:
             scheduled.probe.close()
-        self.frame.close()
 
 
 def freeze() -> None:

@@ -123,13 +123,12 @@ class Buffer:
             self.reserve(1 << need_bytes.bit_length())
 
     def clear(self) -> None:
+        """Makes `data` as long as the capacity again; what was written stays at its start."""
         capacity = self.capacity
         if len(self._zeros) != capacity:
             self._zeros = bytes(capacity)
         with memoryview(self._zeros) as zeros:
-            written = len(self.data)
-            self.data[:] = zeros[:written]
-            self.data += zeros[written:]
+            self.data += zeros[len(self.data) :]
 
 
 def buffer_pool() -> Pool[Buffer]:

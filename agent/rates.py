@@ -1,21 +1,24 @@
 """Rates and ratios: the growth of counters between two collections, divided by time or by other growth.
 
-All tables of a frame are computed at once, as one flat array of growth: a call of NumPy for
-each table would cost more than the numbers do.
+All tables of a frame are computed at once, as one flat array of growth from the two sides of the arena.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.arena import Arena
 from agent.table import NAN, Table, TableSpec
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
+Counters = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
 _ELAPSED = -1
 
 
@@ -73,26 +76,30 @@ def _derivation(spec: TableSpec) -> _Derivation:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Where the derived values of some tables come from; good for as long as their row counts stay.
+    """Where the derived values of some tables come from; good for as long as rows and arrays stay what they are.
 
-    The flat array of growth has each table's counters, row by row, and then the seconds of each table.
+    The flat array of growth has the used counters, table by table and row by row, and then the seconds of each table.
 
     Attributes:
         derivations: of each table.
-        size: growth values without the seconds.
-        terms, weights: (t,) the places in it that are added, all above the line before all below.
-        starts: (2 * v,) where each sum of them begins.
+        counters: (n,) the places of the used counters in the arena's.
+        starts: the growth of each table's counters begins here.
+        rows: (n,) which row each of them is of, those of all tables numbered through.
+        terms, weights: (t,) the places in the growth that are added, all above the line before all below.
+        sums: (2 * v,) where each sum of them begins.
         ceilings: (v,) the highest that each derived value can be.
-        ends: (tables,) the derived values of each table end here.
+        targets: (v,) the places of the derived values in the arena's gauges.
     """
 
     derivations: Sequence[_Derivation]
-    size: int
+    counters: Places
+    starts: Sequence[int]
+    rows: Places
     terms: Places
     weights: Floats
-    starts: Places
+    sums: Places
     ceilings: Floats
-    ends: Sequence[int]
+    targets: Places
 
 
 class Rates:
@@ -101,10 +108,11 @@ class Rates:
     def __init__(self) -> None:
         self._derivations: dict[str, _Derivation] = {}
         self._shape: list[tuple[str, int]] = []
+        self._layout = -1
         self._plan: _Plan
 
-    def fill(self, pairs: Sequence[tuple[Table, Table]]) -> None:
-        """Fills the derived columns of each first table from the growth since the second one, an earlier one.
+    def fill(self, arena: Arena, tables: Iterable[Table]) -> None:
+        """Fills the derived columns of tables of the arena's present side from the growth since the one before.
 
         A row that was not there before, or one of whose used counters is unknown or fell,
         keeps NaN in all of them.
@@ -113,63 +121,78 @@ class Rates:
         older: list[Table] = []
         seconds: list[float] = []
         shape: list[tuple[str, int]] = []
-        for table, previous in pairs:
-            elapsed_ns = table.monotonic_ns - previous.monotonic_ns
+        are_aligned = are_complete = True
+        for table in tables:
+            name = table.spec.name
+            before = arena.before.tables[name]
+            elapsed_ns = table.monotonic_ns - before.monotonic_ns
             if elapsed_ns > 0 and table.count and table.continues:
                 fresh.append(table)
-                older.append(previous)
+                older.append(before)
                 seconds.append(elapsed_ns / 1e9)
-                shape.append((table.spec.name, table.count))
+                shape.append((name, table.count))
+                are_aligned = are_aligned and (table.labels is before.labels or table.labels == before.labels)
+                are_complete = are_complete and table.complete and before.complete
         if not fresh:
             return
-        if shape != self._shape:
+        if shape != self._shape or arena.regrown != self._layout:
             self._plan = self._make_plan(fresh)
-            self._shape = shape
+            self._shape, self._layout = shape, arena.regrown
         plan = self._plan
-        aligned = list(map(_aligned, fresh, older))
-        now = np.concatenate([table.counters[: table.count].ravel() for table in fresh])
-        before = np.concatenate([counters.ravel() for counters, _ in aligned])
-        growth = np.empty(plan.size + len(fresh))
-        growth[: plan.size] = now - before
-        growth[plan.size :] = seconds
-        unusable = now < before
-        if unusable.any() or any(unknown is not None for _, unknown in aligned):
-            start = 0
-            for (_, unknown), table, derivation in zip(aligned, fresh, plan.derivations, strict=True):
-                stop = start + table.counters[: table.count].size
-                rows = unusable[start:stop].reshape(table.count, -1)
-                if unknown is not None:
-                    rows |= unknown
-                growth[start:stop].reshape(rows.shape)[rows[:, derivation.used].any(axis=1)] = NAN
-                start = stop
-        sums = np.add.reduceat(growth[plan.terms] * plan.weights, plan.starts)
+        now, then = arena.now.counters.take(plan.counters), arena.before.counters.take(plan.counters)
+        unknown = None
+        if not are_complete:
+            unknown = arena.now.unknown.take(plan.counters) | arena.before.unknown.take(plan.counters)
+        if not are_aligned:
+            unknown = np.zeros(len(now), dtype=np.bool_) if unknown is None else unknown
+            for table, before, derivation, start in zip(fresh, older, plan.derivations, plan.starts, strict=True):
+                if table.labels != before.labels:
+                    _align(table, before, derivation.used, then[start:], unknown[start:])
+        growth = np.empty(len(now) + len(fresh))
+        growth[: len(now)] = now - then
+        growth[len(now) :] = seconds
+        unusable = now < then
+        if unknown is not None:
+            unusable |= unknown
+        if unusable.any():
+            rows = np.zeros(plan.rows[-1] + 1, dtype=np.bool_)
+            rows[plan.rows[unusable]] = True
+            growth[: len(now)][rows[plan.rows]] = NAN
+        sums = np.add.reduceat(growth.take(plan.terms) * plan.weights, plan.sums)
         over, by = sums[: len(plan.ceilings)], sums[len(plan.ceilings) :]
         derived = np.full(len(over), NAN)
         np.divide(over, by, out=derived, where=by > 0)
         np.minimum(derived, plan.ceilings, out=derived)
-        start = 0
-        for table, derivation, end in zip(fresh, plan.derivations, plan.ends, strict=True):
-            table.gauges[: table.count, derivation.target] = derived[start:end].reshape(table.count, -1)
-            start = end
+        arena.now.gauges[plan.targets] = derived
 
     def _make_plan(self, tables: Sequence[Table]) -> _Plan:
         derivations = [self._derivation(table.spec) for table in tables]
-        size = sum(table.counters[: table.count].size for table in tables)
-        above = _Terms(size)
-        below = _Terms(size)
+        sizes = [table.count * len(each.used) for table, each in zip(tables, derivations, strict=True)]
+        ends = list(accumulate(sizes))
+        above, below = _Terms(ends[-1]), _Terms(ends[-1])
+        counters, rows, targets = [], [], []
+        row_count = 0
         for table, derivation in zip(tables, derivations, strict=True):
-            above.add(derivation.over, table)
-            below.add(derivation.by, table)
-        sizes = np.concatenate(above.sizes + below.sizes)
+            above.add(derivation.over, derivation, table.count)
+            below.add(derivation.by, derivation, table.count)
+            row = np.arange(table.count)[:, None]
+            counters.append((table.counters_start + row * table.counters.shape[1] + derivation.used).ravel())
+            rows.append(np.repeat(row_count + row[:, 0], len(derivation.used)))
+            derived = np.arange(table.gauges.shape[1])[derivation.target]
+            targets.append((table.gauges_start + row * table.gauges.shape[1] + derived).ravel())
+            row_count += table.count
+        terms = np.concatenate(above.sizes + below.sizes)
         ceilings = [np.tile(each.ceilings, table.count) for each, table in zip(derivations, tables, strict=True)]
         return _Plan(
             derivations=derivations,
-            size=size,
+            counters=np.concatenate(counters),
+            starts=[end - size for end, size in zip(ends, sizes, strict=True)],
+            rows=np.concatenate(rows),
             terms=np.concatenate(above.places + below.places),
             weights=np.concatenate(above.weights + below.weights),
-            starts=np.cumsum(sizes) - sizes,
+            sums=np.cumsum(terms) - terms,
             ceilings=np.concatenate(ceilings),
-            ends=np.cumsum([len(part) for part in ceilings]).tolist(),
+            targets=np.concatenate(targets),
         )
 
     def _derivation(self, spec: TableSpec) -> _Derivation:
@@ -189,25 +212,28 @@ class _Terms:
         self.weights: list[Floats] = []
         self.sizes: list[Places] = []
 
-    def add(self, side: _Side, table: Table) -> None:
-        count, width = table.count, len(table.spec.counters)
+    def add(self, side: _Side, derivation: _Derivation, count: int) -> None:
+        width = len(derivation.used)
         rows = self._start + np.arange(count)[:, None] * width
-        self.places.append(np.where(side.places == _ELAPSED, self._seconds, rows + side.places).ravel())
+        places = np.searchsorted(derivation.used, side.places)
+        self.places.append(np.where(side.places == _ELAPSED, self._seconds, rows + places).ravel())
         self.weights.append(np.tile(side.weights, count))
         self.sizes.append(np.tile(side.sizes, count))
         self._start += count * width
         self._seconds += 1
 
 
-def _aligned(table: Table, previous: Table) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_] | None]:
-    """The previous counters of the table's rows, and which of both are unknown; None where all are known."""
-    count = table.count
-    if table.labels is previous.labels or table.labels == previous.labels:
-        if table.complete and previous.complete:
-            return previous.counters[:count], None
-        return previous.counters[:count], table.unknown[:count] | previous.unknown[:count]
-    place = {labels: row for row, labels in enumerate(previous.labels)}
+def _align(table: Table, before: Table, used: Places, then: Counters, unknown: Mask) -> None:
+    """Puts the previous counters of the table's rows where those of other rows stood, and marks the rows that are new.
+
+    Args:
+        used: which counters of a row.
+        then, unknown: the used counters of the table's rows, and those of later tables.
+    """
+    place = {labels: row for row, labels in enumerate(before.labels)}
     rows = np.array([place.get(labels, -1) for labels in table.labels])
-    unknown = table.unknown[:count] | previous.unknown[rows]
-    unknown[rows < 0] = True
-    return previous.counters[rows], unknown
+    size = table.count * len(used)
+    then[:size] = before.counters[rows][:, used].ravel()
+    is_unknown = table.unknown[: table.count] | before.unknown[rows]
+    is_unknown[rows < 0] = True
+    unknown[:size] = is_unknown[:, used].ravel()

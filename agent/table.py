@@ -11,7 +11,7 @@ column's unit), with a mask for the unknown ones. Gauges are float64 and NaN whe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -99,8 +99,8 @@ class TableSpec:
         name: as it stands in the output.
         columns: in the order of the output.
         labels: names of the key labels; without any the table is one row.
-        rows: rows that a new table from the pool has room for.
-        keep_rows: a table that grew above this is not kept by the pool.
+        rows: rows that there is room for at the start; it grows with the first that need more.
+        keep_rows: room for more rows than this is given back when they have gone.
         help: one sentence: the table's subject.
         optional: labels and columns that are there only where a setting asks for them.
         priority: when a sink's ring fills up, tables of low priority are left out first.
@@ -115,7 +115,7 @@ class TableSpec:
         help: str,
         *columns: Column,
         labels: Sequence[str] = (),
-        rows: int = 16,
+        rows: int = 4,
         keep_rows: int = 1024,
         optional: Sequence[str] = (),
         priority: Priority = Priority.NORMAL,
@@ -155,11 +155,15 @@ class TableSpec:
 
 
 class Table:
-    """A filled `TableSpec`: the rows of one cycle, in arrays that a pool keeps.
+    """A filled `TableSpec`: the rows of one cycle, in arrays of its own or views of an arena's.
+
+    Args:
+        grow: makes room for so many rows, by `move`; where there is none, the table makes its own arrays.
 
     Attributes:
         counters: uint64, shape (capacity, counters of the spec), rows beyond `count` are 0.
         gauges: float64, shape (capacity, gauges of the spec), rows beyond `count` are NaN.
+        counters_start, gauges_start: where they begin in the arena's.
         unknown: bool, shape of `counters`; True where the counter is not known.
         complete: no counter is unknown, so `unknown` need not be looked at.
         continues: the counters go on from those of the previous table; a probe sets False
@@ -170,20 +174,27 @@ class Table:
     """
 
     __slots__ = (
+        "_grow",
         "capacity",
         "complete",
         "continues",
         "count",
         "counters",
+        "counters_start",
         "dropped",
         "gauges",
+        "gauges_start",
         "labels",
         "monotonic_ns",
         "spec",
         "unknown",
     )
 
-    def __init__(self, spec: TableSpec) -> None:
+    counters: npt.NDArray[np.uint64]
+    gauges: npt.NDArray[np.float64]
+    unknown: npt.NDArray[np.bool_]
+
+    def __init__(self, spec: TableSpec, grow: Callable[[int], None] | None = None) -> None:
         self.spec = spec
         self.count = 0
         self.dropped = 0
@@ -191,29 +202,55 @@ class Table:
         self.continues = True
         self.labels: Sequence[Labels] = ()
         self.monotonic_ns = 0
-        self._allocate(spec.rows)
+        self.capacity = 0
+        self.counters_start = self.gauges_start = 0
+        self._grow = grow or self._allocate
+        if grow is None:
+            self._allocate(spec.rows)
 
-    def _allocate(self, capacity: int) -> None:
+    def _allocate(self, rows: int) -> None:
+        counters = rows * len(self.spec.counters)
+        gauges = np.full(rows * len(self.spec.gauges), NAN)
+        self.move(rows, np.zeros(counters, dtype=np.uint64), gauges, np.zeros(counters, dtype=np.bool_))
+
+    def move(
+        self,
+        capacity: int,
+        counters: npt.NDArray[np.uint64],
+        gauges: npt.NDArray[np.float64],
+        unknown: npt.NDArray[np.bool_],
+    ) -> None:
+        """Goes on in other arrays, flat and blank ones for so many rows, with what it holds."""
+        old = (self.counters, self.gauges, self.unknown) if self.capacity else ()
+        self.counters = counters.reshape(capacity, -1) if counters.size else np.zeros((capacity, 0), dtype=np.uint64)
+        self.gauges = gauges.reshape(capacity, -1) if gauges.size else np.zeros((capacity, 0))
+        self.unknown = unknown.reshape(self.counters.shape)
         self.capacity = capacity
-        self.counters: npt.NDArray[np.uint64] = np.zeros((capacity, len(self.spec.counters)), dtype=np.uint64)
-        self.gauges: npt.NDArray[np.float64] = np.full((capacity, len(self.spec.gauges)), np.nan)
-        self.unknown: npt.NDArray[np.bool_] = np.zeros((capacity, len(self.spec.counters)), dtype=np.bool_)
+        for held, array in zip(old, (self.counters, self.gauges, self.unknown), strict=False):
+            array[: self.count] = held[: self.count]
+
+    def reset(self) -> None:
+        """What it says of itself is that of a new table; the arrays stay as they are."""
+        self.count = 0
+        self.dropped = 0
+        self.complete = True
+        self.continues = True
+        self.labels = ()
 
     def clear(self) -> None:
         """Back to the state of a new table, arrays kept."""
-        if self.count == self.capacity:
-            self.counters.fill(0)
-            self.gauges.fill(NAN)
-        else:
-            self.counters[: self.count] = 0
-            self.gauges[: self.count] = NAN
-        if not self.complete:
-            self.unknown[: self.count] = False
-            self.complete = True
-        self.count = 0
-        self.dropped = 0
-        self.continues = True
-        self.labels = ()
+        self.counters[: self.count] = 0
+        self.gauges[: self.count] = NAN
+        self.unknown[: self.count] = False
+        self.reset()
+
+    def take_over(self, other: Table) -> None:
+        """Becomes a copy of another table of the spec, of the same capacity."""
+        self.count, self.dropped, self.labels = other.count, other.dropped, other.labels
+        self.complete, self.continues, self.monotonic_ns = other.complete, other.continues, other.monotonic_ns
+        self.counters[:] = other.counters
+        self.gauges[:] = other.gauges
+        self.unknown[:] = other.unknown
 
     def claim(self, labels: Sequence[Labels], row_limit: int | None = None, left_out: int = 0) -> int:
         """Takes a row for each of `labels`, at most `row_limit`; counts the rest, and `left_out` before, as dropped.
@@ -232,7 +269,7 @@ class Table:
             count = row_limit
             labels = labels[:count]
         if count > self.capacity:
-            self._allocate(1 << (count - 1).bit_length())
+            self._grow(1 << (count - 1).bit_length())
         self.count = count
         self.labels = labels
         return count

@@ -65,9 +65,7 @@ CPU = TableSpec(
     counter("forks_total", "forks", "Processes and threads created."),
     priority=Priority.HIGH,
 )
-CPU_CORE = TableSpec(
-    "cpu_core", "CPU time by logical CPU that is online.", *_RATIOS[:1], *_SECONDS, labels=("core",), rows=64
-)
+CPU_CORE = TableSpec("cpu_core", "CPU time by logical CPU that is online.", *_RATIOS[:1], *_SECONDS, labels=("core",))
 
 
 _NUMBERS_ONLY = bytes(byte if chr(byte).isdigit() else ord(" ") for byte in range(256))

@@ -10,6 +10,7 @@ import os
 import re
 
 import numpy as np
+import numpy.typing as npt
 
 from agent.errors import ProbeError
 from agent.frame import Frame
@@ -45,7 +46,6 @@ DISK_IO = TableSpec(
     ratio("read_latency_seconds", "seconds", "Mean time of a read.", ["read_seconds_total"], ["reads_total"]),
     ratio("write_latency_seconds", "seconds", "Mean time of a write.", ["write_seconds_total"], ["writes_total"]),
     labels=("device",),
-    rows=64,
 )
 IO = TableSpec(
     "io",
@@ -89,6 +89,8 @@ class DiskIoProbe:
         self._reader = RowReader(DISKSTATS)
         self._devices = Devices(settings, host)
         self._names: list[bytes] | None = None
+        self._rows: Rows | None = None
+        self._figures: _Figures
 
     def collect(self, frame: Frame) -> None:
         text = self._diskstats.read()
@@ -98,7 +100,10 @@ class DiskIoProbe:
         if rows.names is not self._names:
             self._names = rows.names
             self._devices.learn([os.fsdecode(name) for name in rows.names], [as_text(name) for name in rows.names])
-        _fill(frame, rows, self._devices)
+        if rows is not self._rows:
+            self._rows = rows
+            self._figures = _figures(rows)
+        _fill(frame, self._figures, self._devices)
 
     def close(self) -> None: ...
 
@@ -156,12 +161,19 @@ class Devices:
         self.whole_names = [names[place] for place in whole]
 
 
-def _fill(frame: Frame, rows: Rows, devices: Devices) -> None:
-    counters, unknown = _counters(rows)
+_Figures = tuple[Cells, Mask | None, npt.NDArray[np.float64]]
+"""Of all devices: the counters in their stored units, where they are unknown, the requests in progress."""
+
+
+def _figures(rows: Rows) -> _Figures:
     in_progress = rows.cells[:, _IN_PROGRESS].astype(np.float64)
     if rows.unknown is not None:
         in_progress[rows.unknown[:, _IN_PROGRESS]] = NAN
+    return *_counters(rows), in_progress
 
+
+def _fill(frame: Frame, figures: _Figures, devices: Devices) -> None:
+    counters, unknown, in_progress = figures
     table = frame.open(DISK_IO)
     count = table.claim(devices.labels, devices.row_limit)
     kept = devices.kept[:count]

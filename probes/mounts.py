@@ -62,7 +62,9 @@ class MountTable:
 
     def __init__(self, host: Host) -> None:
         # Of process 1, as a service of its own mount namespace sees other mounts, or makes them read-only.
-        self._files = [host.proc(name, _LINE_BYTES) for name in _TABLES]
+        # In another host's proc that is mounted "self" is this process still, and its mounts are not that host's.
+        knows_own = host.is_local or not os.path.ismount(os.path.join(host.root, "proc"))
+        self._files = [host.proc(name, _LINE_BYTES) for name in (_TABLES if knows_own else _TABLES[:2])]
         self._text = b""
         self._mounts: list[Mount] = []
         self._watch: tuple[int, select.poll] | None = None

@@ -35,7 +35,6 @@ NETWORK = TableSpec(
     gauge("mtu_bytes", "bytes", "Largest payload of a frame."),
     gauge("speed_bytes_per_second", "bytes/second", "Speed of the link."),
     labels=("interface",),
-    rows=128,
 )
 
 # net/dev: bytes packets errs drop fifo frame compressed multicast received; bytes packets errs drop
@@ -69,7 +68,6 @@ class NetworkProbe:
         self._labels: list[Labels] = []
         self._links: list[_Link] = []
         self._indexes: dict[Labels, bytes] = {}
-        self._last: Table | None = None  # of the cycle before, whose rows the rates are made from
         self._states: npt.NDArray[np.float64] = np.empty((0, 3))
 
     def collect(self, frame: Frame) -> None:
@@ -77,11 +75,12 @@ class NetworkProbe:
         if b"|" not in text[:200]:
             raise ProbeError(f"net/dev: {text[:60]!r} is not its heading")
         rows = self._reader.parse(text)
+        before = frame.previous(NETWORK.name)
         if rows.names is not self._names:
-            self._learn(rows.names)
+            self._learn(rows.names, before)
             self._look()
         elif not self._look():
-            self._learn(rows.names)  # an interface has gone, and another one has its name and place
+            self._learn(rows.names, before)  # an interface has gone, and another one has its name and place
             self._look()
         table = frame.open(NETWORK)
         count = table.claim(self._labels, self._row_limit)
@@ -91,7 +90,6 @@ class NetworkProbe:
             table.unknown[:count] = rows.unknown[kept].take(_PLACES, axis=1)
             table.complete = not table.unknown[:count].any()
         table.gauges[:count, :3] = self._states
-        self._last = table
 
     def _look(self) -> bool:
         """Reads the links' states; whether all are still the interfaces that were learned."""
@@ -102,8 +100,8 @@ class NetworkProbe:
                 intact = intact and not link.has_gone
         return intact
 
-    def _learn(self, names: list[bytes]) -> None:
-        """Takes another list of interfaces.
+    def _learn(self, names: list[bytes], last: Table | None) -> None:
+        """Takes another list of interfaces, after the table that the rates are made from.
 
         All their files are opened anew: a descriptor stays with an interface that is
         renamed, and another one may have its name now. What that one counted under its
@@ -124,17 +122,17 @@ class NetworkProbe:
         self._states = np.full((len(self._links), 3), NAN)
         before = self._indexes
         self._indexes = {labels: link.index for labels, link in zip(self._labels, self._links, strict=False)}
-        if self._last is not None:
-            for row, labels in enumerate(self._last.labels):
+        if last is not None:
+            for row, labels in enumerate(last.labels):
                 if before.get(labels) and self._indexes.get(labels, before[labels]) != before[labels]:
-                    self._last.forget_counters(row)
+                    last.forget_counters(row)
         self._names = names
 
     def close(self) -> None:
         for link in self._links:
             link.close()
         self._links = []
-        self._names = self._last = None
+        self._names = None
 
 
 class PsutilNetworkProbe:

@@ -28,7 +28,6 @@ PRESSURE = TableSpec(
     *(gauge(f"full_avg{seconds}_ratio", "ratio", _FULL.format(seconds)) for seconds in (10, 60, 300)),
     counter("full_seconds_total", "seconds", "Time in which all tasks that were not idle waited.", per=1_000_000),
     labels=("resource",),
-    rows=len(RESOURCES),
     priority=Priority.HIGH,
 )
 
@@ -48,6 +47,7 @@ class PressureProbe:
         files = [(resource, host.proc(f"pressure/{resource}")) for resource in RESOURCES]
         self._files = [(resource, file) for resource, file in files if os.path.exists(file.path)]
         self._labels: list[Labels] = []
+        self._parsed: dict[bytes, tuple[Line, Line]] = {}  # of the texts of the cycle before
 
     def collect(self, frame: Frame) -> None:
         texts = [(resource, file.read()) for resource, file in self._files]
@@ -56,11 +56,12 @@ class PressureProbe:
             self._labels = list(labels)
         table = frame.open(PRESSURE)
         count = table.claim(self._labels)
-        parsed = [parse_pressure(text) for _, text in texts if text]
-        if parsed:
-            table.gauges[:count] = [some[:3] + full[:3] for some, full in parsed]
-        for row, (some, full) in enumerate(parsed):
-            table.put_counters(row, (some[3], full[3]))
+        self._parsed = {text: self._parsed.get(text) or parse_pressure(text) for _, text in texts if text}
+        if self._parsed:
+            lines = [self._parsed[text] for _, text in texts if text]
+            table.gauges[:count] = [some[:3] + full[:3] for some, full in lines]
+            for row, (some, full) in enumerate(lines):
+                table.put_counters(row, (some[3], full[3]))
 
     def close(self) -> None: ...
 

@@ -144,7 +144,8 @@ class Host:
         """
         if self.is_local:
             return self.proc(f"net/{name}", record_bytes)
-        if os.path.isdir(os.path.join(self.root, "proc/1/net")):
+        # In a proc that is mounted, "net" is this process's own, also where process 1 is hidden (hidepid).
+        if os.path.isdir(os.path.join(self.root, "proc/1/net")) or os.path.ismount(os.path.join(self.root, "proc")):
             return self.proc(f"1/net/{name}", record_bytes)
         return self.proc(f"net/{name}", record_bytes)
 
@@ -213,7 +214,7 @@ class KeyedText:
 
     The layout of such a file (which key is which word) seldom changes: it is learned
     once, checked at each pick by comparing the keys at their places, and learned again
-    when they differ.
+    when they differ. A text that is the one before says the same again.
 
     Args:
         keys: as they stand in the text, with their punctuation: `b"MemTotal:"`; behind
@@ -222,7 +223,7 @@ class KeyedText:
             with the same word (net/snmp, net/netstat), not each behind its key.
     """
 
-    __slots__ = ("_learned", "_paired", "_present", "_split", "_wanted", "_word_count")
+    __slots__ = ("_learned", "_paired", "_present", "_split", "_text", "_values", "_wanted", "_word_count")
 
     def __init__(self, *keys: bytes, paired: bool = False) -> None:
         self._wanted = [tuple(key.split()) for key in keys]
@@ -231,12 +232,20 @@ class KeyedText:
         self._word_count = 0
         self._present: list[bool] = []
         self._learned: tuple[Picker, tuple[bytes, ...], Picker] | None = None
+        self._text: bytes | None = None
+        self._values: list[int | None] = []
 
     def pick(self, text: bytes) -> list[int | None]:
-        """The values in the order of the keys, None for each that is absent or no number.
+        """The values in the order of the keys, None for each that is absent or no number; not to be changed.
 
         A last line without a line feed has been cut, and with it perhaps its number: it is passed over.
         """
+        if text != self._text:
+            self._values = self._picked(text)
+            self._text = text
+        return self._values
+
+    def _picked(self, text: bytes) -> list[int | None]:
         if not text.endswith(b"\n"):
             text = text[: text.rfind(b"\n") + 1]
         words = text.split(None, self._split)

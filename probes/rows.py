@@ -76,9 +76,17 @@ class RowReader:
         self._form = form
         self._layout: _Layout | None = None
         self._names: list[bytes] = []
+        self._text: bytes | None = None
+        self._rows: Rows
 
     def parse(self, text: bytes) -> Rows:
-        """The rows of `text`, the same as `parse_rows` finds."""
+        """The rows of `text`, the same as `parse_rows` finds; the same object where the text is the one before."""
+        if text != self._text:
+            self._rows = self._parsed(text)
+            self._text = text
+        return self._rows
+
+    def _parsed(self, text: bytes) -> Rows:
         if self._layout is not None:
             cells = self._parse_at_once(text, self._layout)
             if cells is not None:

@@ -73,9 +73,7 @@ _OWNER = ("pid", "process")
 """There with `processes = true`; null where no process holds the socket, or its descriptors may not be seen."""
 
 
-def _with_owner(
-    name: str, help: str, *columns: Column, labels: tuple[str, ...], rows: int = 64, keep_rows: int = 1024
-) -> TableSpec:
+def _with_owner(name: str, help: str, *columns: Column, labels: tuple[str, ...]) -> TableSpec:
     pid = gauge("pid", "id", "The process that holds it, the lowest of several; with `processes = true`.")
     labels = (*labels, "process")
     return TableSpec(
@@ -84,8 +82,6 @@ def _with_owner(
         *columns,
         pid,
         labels=labels,
-        rows=rows,
-        keep_rows=keep_rows,
         optional=_OWNER,
         priority=Priority.LOW,
     )
@@ -111,7 +107,6 @@ CONNECTIONS = _with_owner(
     gauge("rtt_seconds", "seconds", "Round trip time, smoothed by the kernel."),
     gauge("retransmits", "segments", "Times that the oldest segment has been sent again without an answer."),
     labels=("family", "local_address", "local_port", "remote_address", "remote_port", "state"),
-    rows=256,
 )
 UDP_SOCKETS = _with_owner(
     "udp_sockets",

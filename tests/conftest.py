@@ -50,7 +50,7 @@ def collect() -> Iterator[Callable[..., Frame]]:
         host = Host(root=str(root), source=source)
         probe = probe_class(probe_class.Settings(**settings), host)
         frame = Frame(probe_class.tables)
-        closing.extend((probe, frame, host))
+        closing.extend((probe, host))
         for cycle, seconds in enumerate(times):
             if before_cycle is not None:
                 before_cycle(cycle)

@@ -504,16 +504,15 @@ def test_a_failing_probe_is_isolated_counted_and_logged_once_an_episode(
     assert all(line["numbers"]["events_per_second"] > 0 for line in (lines[7], lines[8], lines[14]))
 
 
-def test_failures_lose_no_table_to_the_pool(run: Callable[..., Run]) -> None:
+def test_failures_make_no_array(run: Callable[..., Run]) -> None:
     this = run()
     for _ in range(50):
         this.numbers.error = ValueError("no")
         this(1)
         this.numbers.error = None
         this(1)
-    assert all(pool.made <= 3 for pool in this.cycle.frame.pools.values())  # now, before, and a half filled one
-    this.cycle.close()
-    assert all(pool.out_count == 0 for pool in this.cycle.frame.pools.values())
+    arena = this.cycle.frame.arena
+    assert (arena.made, arena.regrown) == (1, 0)
 
 
 def test_a_probe_that_is_not_due_is_absent(run: Callable[..., Run]) -> None:
@@ -540,7 +539,6 @@ def test_close_closes_the_probes(run: Callable[..., Run]) -> None:
     this(2)
     this.cycle.close()
     assert this.numbers.closed == 1
-    assert all(pool.out_count == 0 for pool in this.cycle.frame.pools.values())
 
 
 def test_the_warm_up_takes_the_start_out_of_the_collectors_sight(run: Callable[..., Run]) -> None:
@@ -559,15 +557,15 @@ def test_the_steady_state_makes_nothing_that_stays(run: Callable[..., Run]) -> N
     gc.collect()  # it empties CPython's free lists, which count as allocated: they fill up again here
     this(3000)
     this.flush()
-    pools = [this.cycle.buffers, *this.cycle.frame.pools.values()]
-    made = [(pool.made, pool.regrown, pool.let_go) for pool in pools]
+    buffers, arena = this.cycle.buffers, this.cycle.frame.arena
+    made = buffers.made, buffers.regrown, buffers.let_go, arena.made, arena.regrown
     runs = collector_runs()
     blocks = sys.getallocatedblocks()
     this(2000)
     this.flush()
     assert sys.getallocatedblocks() - blocks < 50
     assert collector_runs() == runs
-    assert [(pool.made, pool.regrown, pool.let_go) for pool in pools] == made
+    assert (buffers.made, buffers.regrown, buffers.let_go, arena.made, arena.regrown) == made
     assert this.cycle.buffers.made == 1
     assert this.exporter.workers[0].frames == (5000, 0, 0)
 

@@ -67,7 +67,6 @@ def cycles(agent: Agent, source_count: int) -> Iterator[Cycles]:
         built.tidy()
     yield built
     built.tidy()
-    built.close()
 
 
 def reads() -> int:

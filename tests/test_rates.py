@@ -136,4 +136,3 @@ def test_a_discarded_table_leaves_the_one_before_for_the_next_rate() -> None:
     frame.discard([DISKS, MEMORY])
     assert frame.tables == {}
     assert cycle(frame, 3, {"a": [140, 0, 0, 0]})["a"][0] == 20.0
-    assert frame.pools["disks"].out_count == 2

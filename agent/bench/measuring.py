@@ -21,13 +21,12 @@ from agent import __version__
 from agent.assembly import Agent
 from agent.bench.allocations import Allocations, load_memray, tallied
 from agent.bench.floor import RawReader, Sources, first_cycle, together
-from agent.bench.parts import Cycles, Part, without_peers
+from agent.bench.parts import Cycles, Part, Reuse, without_peers
 from agent.bench.report import ProfileLine, Report, Row
 from agent.bench.report import Sources as SourceCounts
 from agent.config import Config
 from agent.errors import UsageError
 from agent.logs import Log
-from agent.pool import Pool
 from agent.progress import Bar
 
 WARM_UP_CYCLES = 500  # until Python's free lists have filled up: what they hold counts as blocks
@@ -94,7 +93,7 @@ class Collections:
 
 
 def steadiness(
-    work: Callable[[], object], tidy: Callable[[], object], pools: Sequence[Pool[Any]], repetitions: int
+    work: Callable[[], object], tidy: Callable[[], object], pools: Sequence[Reuse], repetitions: int
 ) -> Steadiness:
     """Repeats a work that has been warmed up.
 
@@ -144,7 +143,6 @@ def measure(
         agent.exporter.open()
         sources = first_cycle(agent)
         whole = Cycles(agent, all_formats)
-        opened.callback(whole.close)
         opened.callback(whole.tidy)
         return _Bench(whole, sources, cycles, opened).report(config, memray, profile)
 

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from math import lcm
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -20,7 +20,7 @@ from agent.cycle import ScheduledProbe, Serializer
 from agent.delivery import Drop
 from agent.exporter import Dialect
 from agent.frame import Frame
-from agent.pool import Buffer, Pool
+from agent.pool import Buffer
 from agent.ring import Ring
 from agent.serializers.formats import FORMATS
 from agent.sinks.file import FileSettings
@@ -43,6 +43,13 @@ def without_peers(config: Config) -> Config:
     return msgspec.structs.replace(config, sinks=sinks)
 
 
+class Reuse(Protocol):
+    """What keeps arrays or buffers, and counts those that it made: a pool, an arena."""
+
+    made: int
+    regrown: int
+
+
 class Part(NamedTuple):
     """One part of a cycle.
 
@@ -57,7 +64,7 @@ class Part(NamedTuple):
     name: str
     work: Callable[[], object]
     alone: Callable[[], object] | None
-    pools: Sequence[Pool[Any]] = ()
+    pools: Sequence[Reuse] = ()
     payload: Callable[[], bytearray] | None = None
 
 
@@ -82,7 +89,6 @@ class Cycles:
         self._cycle = agent.cycle
         self._ticks_apart = lcm(*(scheduled.every for scheduled in agent.cycle.probes))
         self._tick = 0
-        self._own_frames: list[Frame] = []
         frame = agent.cycle.frame
         self._buffers = {dialect: Buffer() for dialect in _dialects(agent, all_formats)}
         self._payload_dialect = next(iter(self._buffers))
@@ -97,9 +103,9 @@ class Cycles:
         ]
 
     @property
-    def pools(self) -> list[Pool[Any]]:
+    def pools(self) -> list[Reuse]:
         """Of a whole cycle."""
-        return [self._cycle.buffers, *self._cycle.frame.pools.values()]
+        return [self._cycle.buffers, self._cycle.frame.arena]
 
     def run(self) -> None:
         """A whole cycle, in which every probe is due."""
@@ -112,18 +118,12 @@ class Cycles:
         for worker in self._agent.exporter.workers:
             worker.ring.drop_held(Drop.FULL)
 
-    def close(self) -> None:
-        """Gives back what the parts hold for themselves."""
-        for frame in self._own_frames:
-            frame.close()
-
     def _begin(self) -> None:
         self._cycle.frame.begin(time.time_ns(), time.monotonic_ns())
 
     def _probe(self, scheduled: ScheduledProbe) -> Part:
         probe, name, failures = scheduled.probe, scheduled.meter.name, self.failures
         own_frame = Frame(probe.tables)
-        self._own_frames.append(own_frame)
 
         def collect_into(frame: Frame) -> None:
             try:
@@ -136,7 +136,7 @@ class Cycles:
             own_frame.begin(time.time_ns(), time.monotonic_ns())
             collect_into(own_frame)
 
-        return Part(f"probe {name}", lambda: collect_into(self._cycle.frame), alone, list(own_frame.pools.values()))
+        return Part(f"probe {name}", lambda: collect_into(self._cycle.frame), alone, [own_frame.arena])
 
     def _format(self, dialect: Dialect, serializer: Serializer) -> Part:
         buffer, frame = self._buffers[dialect], self._cycle.frame

@@ -73,7 +73,7 @@ def in_turns(works: dict[str, Work], rounds: int, repeats: int, tidy: Work) -> d
 def steady_state(agent: Agent, cycles: int) -> None:
     for tick in range(200):
         agent.cycle.run(tick)
-    pools = [agent.cycle.buffers, *agent.cycle.frame.pools.values()]
+    pools = [agent.cycle.buffers, agent.cycle.frame.arena]
     regrown = sum(pool.regrown + pool.made for pool in pools)
     runs = sum(generation["collections"] for generation in gc.get_stats())
     blocks = sys.getallocatedblocks()

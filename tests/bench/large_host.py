@@ -127,25 +127,22 @@ def templates(rounds: int) -> list[dict[str, Any]]:
 
 
 class Unkept(Frame):
-    """Without the tables that take turns; with pools that keep nothing, each cycle makes all of them."""
+    """Without the arrays that take turns: each cycle makes those of its tables."""
 
     def begin(self, time_unix_ns: int, monotonic_ns: int) -> None:
         super().begin(time_unix_ns, monotonic_ns)
-        for name, table in self._spare.items():
-            self._pools[name].release(table)
-        self._spare.clear()
+        self.arena.now.lay_out(self.arena._rows)
 
 
 def pools(rounds: int) -> list[dict[str, Any]]:
     """What pools and presized tables and buffers change on the large host: standard, sockets off, no row limits.
 
-    Presized is made for what the host has. What is not starts with a row a table and the least buffer, and grows: once
-    where pools keep it, else in every cycle.
+    Presized is made for what the host has. What is not starts with a row a table and the least buffer, and grows once.
     """
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         write_large_host(Path(folder), **LARGE)
-        kinds = list(itertools.product((True, False), (True, False)))
+        kinds = [(True, True), (True, False), (False, True)]
         works: dict[str, Cycles] = {}
         renewals: dict[str, Callable[[], None]] = {}
         for has_pools, is_presized in kinds:
@@ -182,13 +179,11 @@ def needs(work: Cycles) -> tuple[dict[str, int], int]:
 def renew(work: Cycles, has_pools: bool, is_presized: bool, rows: Mapping[str, int], size: int) -> None:
     """Gives it a new frame and new buffers."""
     cycle = work.agent.cycle
-    cycle.frame.close()
     specs = [sized(spec, rows.get(spec.name, 1) if is_presized else 1) for spec in work.agent._specs]
     cycle.frame = Frame(specs) if has_pools else Unkept(specs)
     cycle.buffers = Pool(partial(Buffer, size + size // 8), BUFFER_KEEP_BYTES) if is_presized else buffer_pool()
     if not has_pools:
-        for pool in (*cycle.frame.pools.values(), cycle.buffers):
-            pool._keep = -1
+        cycle.buffers._keep = -1
 
 
 def sized(spec: TableSpec, rows: int) -> TableSpec:

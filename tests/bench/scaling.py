@@ -42,9 +42,9 @@ files of all interfaces after the first 128 are opened at each cycle, which make
     "templates": """\
 By template; the large host has 256 CPUs, 64 disks, 300 interfaces, and 500 sockets as text:""",
     "pools": """\
-With pools or without, and with tables and buffers made for what the host has or grown from one row: the large host
-without sockets and without row limits. The first cycle is that of a new frame, its making included; all files are open
-already:""",
+With the arena and pools or with arrays and buffers made anew in each cycle, and made for what the host has or grown
+from one row: the large host without sockets and without row limits. The first cycle is that of a new frame, its making
+included; all files are open already:""",
 }
 PLOT_PYTHON = ROOT / "build/engines/plot/bin/python"
 

@@ -134,7 +134,6 @@ class Collected:
         return len(self._buffer.data)
 
     def close(self) -> None:
-        self._frame.close()
         self._probe.close()
 
 

@@ -298,5 +298,5 @@ def test_a_damaged_spot_harms_no_figure_before_it(start: int, length: int, damag
     text = TEXT.encode()
     damaged = text[:start] + damage + text[start + length :]
     picked = KeyedText(b"MemTotal:", b"Cached:").pick(damaged)
-    assert picked[0] == 1000 or start <= text.index(b" kB")
+    assert picked[0] == 1000 or start <= text.index(b"\n")  # cut before its end
     assert picked[1] == 212 or start <= text.index(b"SwapCached")

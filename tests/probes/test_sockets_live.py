@@ -99,13 +99,11 @@ def collect(probe: SocketsProbe) -> Ours:
     frame.begin(0, 0)
     probe.collect(frame)
     tcp = only_row(frame, "tcp")
-    ours = Ours(
+    return Ours(
         {name: tcp[name] for name in (*STATES.values(), "sockets")},
         only_row(frame, "unix"),
         *(rows(frame, name) for name in ("listening", "connections", "udp_sockets", "unix_sockets")),
     )
-    frame.close()
-    return ours
 
 
 @pytest.fixture(scope="module")
