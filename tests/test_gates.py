@@ -26,8 +26,8 @@ from tests.hosts import saved_host
 
 HERE = Path(__file__).parent
 MARGIN = 1.05
-ALLOCATIONS = 2919  # measured on 2026-11-21, Python 3.11, NumPy 2.4
-ALLOCATED_BYTES = 412_000
+ALLOCATIONS = 1600  # measured on 2026-11-21, Python 3.11, NumPy 2.4
+ALLOCATED_BYTES = 300_000
 PAYLOAD_BYTES = {"json": 6334, "msgpack": 5665, "graphite": 12_215}
 """Of the tables that the saved host fills; the agent's own figures have other digits each time."""
 WARM_UP_CYCLES = 50
