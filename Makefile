@@ -18,7 +18,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make lock" build/lock/bin/pip-compile --quiet
 unexport $(filter HOSTPROBE_%,$(.VARIABLES)) PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-engines bench-peers lint wheel lock clean
+.PHONY: help run test test-engines test-deb bench-peers lint wheel deb lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,10 @@ test-engines: $(STAMP) ## test against real Prometheus, NATS, Kafka and others, 
 	@tests/engines/install
 	@$(VENV_PYTHON) -m pytest tests/engines $(ARGS)
 
+test-deb: $(STAMP) ## test the Debian package on a clean Debian (root; installs lintian and debootstrap; ARGS as above)
+	@tests/deb/install
+	@$(VENV_PYTHON) -m pytest tests/deb $(ARGS)
+
 bench-peers: $(STAMP) ## measure beside node_exporter, collectd, psutil and Glances, into docs/performance.md (ARGS=--short: a try)
 	@tests/engines/install
 	@tests/bench/install
@@ -56,6 +60,9 @@ wheel: $(STAMP) ## build the wheel into dist/ (DIST=dir: elsewhere)
 	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir "$(DIST)" . >&2
 	@rm -rf build/lib build/bdist.*; rmdir build 2>/dev/null || true
 	@ls "$(DIST)"/hostprobe-*.whl
+
+deb: $(STAMP) ## build the Debian package into dist/ (DIST=dir: elsewhere)
+	@packaging/deb/build "$(DIST)"
 
 lock: ## write packaging/*.lock anew from pyproject.toml (LOCK_FLAGS=--upgrade: newest versions)
 	@$(PYTHON) -m venv build/lock

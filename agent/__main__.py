@@ -134,6 +134,27 @@ def _parser() -> argparse.ArgumentParser:
     spool.add_argument("file", metavar="FILE", help="as buffer.path names it, or one that was set aside")
     spool.add_argument("--dump", action="store_true", help="print its payloads, a line each, oldest first")
     spool.add_argument("--format", choices=("text", "json"), default="text", help="the report's, text unless given")
+    service = command(
+        "service",
+        "service",
+        "install the agent as a systemd service, remove it, or say how the running one does",
+        "hostprobe service install && hostprobe service status",
+    )
+    actions = ("install", "uninstall", "status")
+    service.add_argument("action", metavar="ACTION", choices=actions, help=", ".join(actions))
+    service.add_argument("--purge", action="store_true", help="uninstall: configuration, rings and frames as well")
+    service.add_argument("--socket", metavar="FILE", default="/run/hostprobe/control.sock", help="status: whom to ask")
+    service.add_argument("--format", choices=("text", "json"), default="text", help="status: text unless given")
+    importing = command(
+        "import",
+        "import_configuration",
+        "print a configuration of Telegraf or collectd as one of hostprobe's; what is lost goes to stderr",
+        "hostprobe import /etc/telegraf/telegraf.conf > hostprobe.toml",
+    )
+    importing.add_argument("file", metavar="FILE", help="telegraf.conf, collectd.conf")
+    importing.add_argument(
+        "--from", dest="kind", choices=("telegraf", "collectd"), help="whose it is; by what stands in it unless given"
+    )
     return parser
 
 
@@ -182,6 +203,8 @@ def _end_quietly_until_it_runs() -> None:
     """A signal before there is anything to flush ends the process at once, also while modules are imported."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
+    if hasattr(signal, "SIGHUP"):  # the configuration is just being read
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from agent import discovery
 from agent.config import Config
@@ -20,7 +22,8 @@ from agent.logs import Log
 from agent.serializers import formats
 from agent.serializers.document import Identity
 from agent.serializers.frame_tables import FRAME_TABLES
-from agent.sink_worker import SinkConfig
+from agent.sink_worker import SinkConfig, SinkWorker
+from agent.sinks.sink import Sink
 from agent.table import Priority, TableSpec
 from agent.telemetry import AgentProbe, CycleMeter, ProbeMeter
 from probes.host import boot_unix_ns, uname
@@ -45,35 +48,80 @@ class Agent:
         with ExitStack() as opened:
             self.host = _host(config)
             opened.callback(self.host.close)
-            self.exporter = _exporter(config, log, instance.bytes) if sinks else Exporter([], log)
+            if sinks:
+                every = _timed_every(config)
+                self.exporter = Exporter(_sinks(config), log, instance.bytes, _priorities(config), every)
+            else:
+                self.exporter = Exporter([], log)
             self.health = Health(self.meter, config.agent.interval, self.exporter.workers)
-            probes = self._probes()
+            probes = _probes(config, self.host, {}, self.meter, self.exporter.workers)
             for scheduled in probes:
                 opened.callback(scheduled.probe.close)
-            self._specs = _tables((scheduled.meter.name, scheduled.probe) for scheduled in probes)
-            self._identity = _identity(config, self.host, instance.hex)
-            self._introduce()
-            self.cycle = Cycle(probes, self.meter, self._serializers(), self.exporter, log)
+            self._what = _What(_specs(probes), _identity(config, self.host, instance.hex), config.agent.rates)
+            self._introduce((worker.sink for worker in self.exporter.workers), self._what.identity)
+            serializers = _serializers(config, self._what, self.exporter.workers)
+            self.cycle = Cycle(probes, self.meter, serializers, self.exporter, log)
             opened.pop_all()  # from now on `close` gives back what is held
 
-    def _introduce(self) -> None:
-        """Tells the sinks that want to know who and how the agent is."""
-        for worker in self.exporter.workers:
-            if hasattr(worker.sink, "host"):
-                worker.sink.host = self._identity.host
-            if hasattr(worker.sink, "watch"):
-                worker.sink.watch(self.health)
+    def reload(self, config: Config) -> None:
+        """Goes on with another configuration; nothing changes before all of it has been built and checked.
 
-    def _serializers(self) -> dict[Writer, Serializer]:
-        serializers: dict[Writer, Serializer] = {}
-        for worker in self.exporter.workers:
-            settings = worker.settings
-            writer = settings.format, settings.names, settings.tables
-            try:
-                serializers[writer] = serializers.get(writer) or self.serializer(settings.format, settings.names)
-            except UsageError as error:
-                raise UsageError(f"{self.config.place('sinks', worker.name)}: {error}") from None
-        return serializers
+        Probes and sinks whose settings are the same go on, with their rings, their rates and the sequence; others are
+        exchanged, which delivers what a sink still holds for at most `agent.shutdown_timeout`.
+
+        Raises:
+            UsageError: it can't be had; all is as it was.
+        """
+        old = self.config
+        keeps_host = (config.agent.root, config.agent.source) == (old.agent.root, old.agent.source)
+        with ExitStack() as opened:
+            host = self.host
+            if not keeps_host:
+                host = _host(config)
+                opened.callback(host.close)
+            workers = self.exporter.with_sinks(_sinks(config), _timed_every(config))
+            old_sinks = {sink.name: sink for sink in _sinks(old)}
+            running = {scheduled.meter.name: scheduled for scheduled in self.cycle.probes}
+            kept = {
+                name: running[name]
+                for name, settings in config.probes.items()
+                if keeps_host and settings == old.probes.get(name)
+            }
+            probes = _probes(config, host, kept, self.meter, workers)
+            for probe in _not_in(self.cycle.probes, probes):
+                opened.callback(probe.close)
+            identity = _identity(config, host, self._what.identity.instance)
+            identity = msgspec.structs.replace(identity, started_unix_ns=self._what.identity.started_unix_ns)
+            what = _What(_specs(probes), identity, config.agent.rates)
+            written = self.cycle.serializers if what == self._what else {}
+            serializers = _serializers(config, what, workers, written)
+            self._introduce((worker.sink for worker in workers), identity)
+            self._introduce((sink.sink for sink in old_sinks.values()), self._what.identity)
+            self.exporter.check(worker for worker in workers if worker not in self.exporter.workers)
+            timeout_seconds = config.agent.shutdown_timeout
+            self.exporter.exchange(workers, _priorities(config), timeout_seconds, old_sinks.__getitem__)
+            opened.pop_all()
+        gone = _not_in(probes, self.cycle.probes)
+        self.cycle.change(probes, serializers)
+        for probe in gone:
+            probe.close()
+        if not keeps_host:
+            self.host.close()
+        self.health.keep(config.agent.interval)
+        self.config, self.host, self._what = config, host, what
+
+    @property
+    def identity(self) -> Identity:
+        """Whose frames they are."""
+        return self._what.identity
+
+    def _introduce(self, sinks: Iterable[Sink], identity: Identity) -> None:
+        """Tells the sinks that want to know who and how the agent is."""
+        for sink in sinks:
+            if hasattr(sink, "host"):
+                sink.host = identity.host
+            if hasattr(sink, "watch"):
+                sink.watch(self.health)
 
     def serializer(self, format: formats.Name, names: formats.Names = "hostprobe") -> Serializer:
         """A serializer of this run's frames.
@@ -81,30 +129,83 @@ class Agent:
         Raises:
             UsageError: the format needs a package that isn't there.
         """
-        options = {"names": names} if formats.FORMATS[format].has_names else {}
-        serializer: Serializer = formats.load(format)(self._specs, self._identity, self.config.agent.rates, **options)
-        return serializer
-
-    def _probes(self) -> Sequence[ScheduledProbe]:
-        scheduled: list[ScheduledProbe] = []
-        meters = [ProbeMeter(name) for name in self.config.probes]
-        for meter in meters:
-            probe_class = discovery.load("probes", meter.name)
-            assert probe_class is not None, f"{meter.name}: the configuration was checked"
-            if probe_class is AgentProbe:
-                probe: Any = AgentProbe(self.meter, meters, self.exporter.workers)
-            else:
-                if self.host.uses_psutil:
-                    probe_class = discovery.psutil_variant(probe_class)
-                place = self.config.place("probes", meter.name)
-                probe = _built(place, probe_class, self.config.probes[meter.name], self.host)
-            scheduled.append(ScheduledProbe(probe, meter, self.config.every(meter.name)))
-        return scheduled
+        return self._what.serializer(format, names)
 
     def close(self) -> None:
         """Gives back what is held; the exporter is closed by whoever started it."""
         self.cycle.close()
         self.host.close()
+
+
+class _What(NamedTuple):
+    """What serializers write: which tables, whose, and whether with rates."""
+
+    specs: Sequence[TableSpec]
+    identity: Identity
+    rates: bool
+
+    def serializer(self, format: formats.Name, names: formats.Names) -> Serializer:
+        options = {"names": names} if formats.FORMATS[format].has_names else {}
+        serializer: Serializer = formats.load(format)(self.specs, self.identity, self.rates, **options)
+        return serializer
+
+
+def _serializers(
+    config: Config, what: _What, workers: Iterable[SinkWorker], written: Mapping[Writer, Serializer] = {}
+) -> dict[Writer, Serializer]:
+    """One for each writer of the workers; those that have `written` before go on."""
+    serializers: dict[Writer, Serializer] = {}
+    for worker in workers:
+        settings = worker.settings
+        writer = settings.format, settings.names, settings.tables
+        try:
+            serializers[writer] = (
+                serializers.get(writer) or written.get(writer) or what.serializer(settings.format, settings.names)
+            )
+        except UsageError as error:
+            raise UsageError(f"{config.place('sinks', worker.name)}: {error}") from None
+    return serializers
+
+
+def _probes(
+    config: Config,
+    host: Host,
+    kept: Mapping[str, ScheduledProbe],
+    meter: CycleMeter,
+    workers: Sequence[SinkWorker],
+) -> list[ScheduledProbe]:
+    """The probes of a configuration, in the order of collection.
+
+    Args:
+        kept: those that go on as they are, by name.
+    """
+    scheduled: list[ScheduledProbe] = []
+    meters = [kept[name].meter if name in kept else ProbeMeter(name) for name in config.probes]
+    for probe_meter in meters:
+        name = probe_meter.name
+        probe_class = discovery.load("probes", name)
+        assert probe_class is not None, f"{name}: the configuration was checked"
+        if probe_class is AgentProbe:
+            probe: Any = AgentProbe(meter, meters, workers)
+        elif name in kept:
+            probe = kept[name].probe
+        else:
+            if host.uses_psutil:
+                probe_class = discovery.psutil_variant(probe_class)
+            probe = _built(config.place("probes", name), probe_class, config.probes[name], host)
+        every = config.every(name)
+        goes_on = name in kept and kept[name].probe is probe and kept[name].every == every
+        scheduled.append(kept[name] if goes_on else ScheduledProbe(probe, probe_meter, every))
+    return scheduled
+
+
+def _not_in(others: Sequence[ScheduledProbe], probes: Sequence[ScheduledProbe]) -> list[Any]:
+    """The probes that aren't among the others."""
+    return [each.probe for each in probes if all(each.probe is not other.probe for other in others)]
+
+
+def _specs(probes: Iterable[ScheduledProbe]) -> list[TableSpec]:
+    return _tables((scheduled.meter.name, scheduled.probe) for scheduled in probes)
 
 
 def _identity(config: Config, host: Host, instance: str) -> Identity:
@@ -129,18 +230,24 @@ def _host(config: Config) -> Host:
         raise UsageError(what, "a directory that holds proc and sys") from None
 
 
-def _exporter(config: Config, log: Log, instance: bytes) -> Exporter:
+def _sinks(config: Config) -> list[SinkConfig]:
     sinks = []
     for name, settings in config.sinks.items():
         sink_class = discovery.load("sinks", settings.type)
         assert sink_class is not None, f"{name}: the configuration was checked"
         place = config.place("sinks", name)
         sinks.append(SinkConfig(name, _built(place, sink_class, settings), settings, place))
+    return sinks
+
+
+def _priorities(config: Config) -> dict[str, Priority]:
     specs = _tables((name, discovery.load("probes", name)) for name in config.probes)
     priorities = {spec.name: spec.priority for spec in specs}
-    priorities |= {name: Priority[word.upper()] for name, word in config.agent.priorities.items()}
-    timed_every = 1 if config.agent.interval >= 1 else 100
-    return Exporter(sinks, log, instance, priorities, timed_every)
+    return priorities | {name: Priority[word.upper()] for name, word in config.agent.priorities.items()}
+
+
+def _timed_every(config: Config) -> int:
+    return 1 if config.agent.interval >= 1 else 100
 
 
 def _built(name: str, kind: Any, *arguments: Any) -> Any:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from contextlib import closing, suppress
+from functools import partial
 
 import msgspec
 
 from agent import config as configuration
 from agent.assembly import Agent, catalogue
 from agent.config import Config
-from agent.cycle import Schedule
+from agent.daemon import Daemon
 from agent.errors import HostprobeError, UsageError, complain
 from agent.layers import Tree
 from agent.logs import Log
+from agent.notify import Notifier
 from agent.pool import Buffer
-from agent.restraint import Restraint
 from agent.serializers.formats import FORMATS, Names
 from agent.sinks.sink import LineWriter
 from agent.sinks.stdout import STDOUT
@@ -33,10 +34,13 @@ def run(arguments: Namespace) -> int:
     agent = Agent(config, log)
     waker = Waker()
     waker.catch_signals()
+    waker.catch_reload()
     agent.exporter.open()
     if any(sink.buffer.populate for sink in config.sinks.values()):
         log.load()
     agent.exporter.start(waker.stop)
+    for notice in config.notices:
+        log.warning("configuration says", reason=notice)
     log.debug(
         "hostprobe runs",
         config=config.where or f"template {config.template}",
@@ -45,11 +49,14 @@ def run(arguments: Namespace) -> int:
         sinks=list(config.sinks),
     )
     lost = 0
+    notifier = Notifier()
     try:
-        all_done = _run_cycles(agent, waker, arguments.cycles, log)
+        all_done = Daemon(agent, waker, notifier, log, partial(_load, arguments), arguments.cycles).run()
     finally:
-        lost = agent.exporter.close(config.agent.shutdown_timeout)
+        notifier.stopping()
+        lost = agent.exporter.close(agent.config.agent.shutdown_timeout)
         agent.close()
+        notifier.close()
     if not agent.exporter.reader_gone.is_set():
         log.debug("hostprobe ends", frames=agent.meter.frames, missed_cycles=agent.meter.missed_cycles)
     return int(all_done and lost > 0)
@@ -64,22 +71,6 @@ def _raise_file_limit() -> None:
         wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
         if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _run_cycles(agent: Agent, waker: Waker, cycles: int, log: Log) -> bool:
-    """Runs until it is told to stop, or `cycles` are done: True then."""
-    schedule = Schedule(agent.config.agent.interval.ns, agent.config.agent.align)
-    with closing(Restraint(agent.config.agent, agent.meter, agent.exporter.workers, log)) as restraint:
-        while True:
-            while (left := schedule.seconds_left()) > 0:
-                if waker.wait(left):
-                    return False
-            if waker.stopped:
-                return False
-            agent.cycle.run(schedule.tick)
-            if agent.meter.frames == cycles:
-                return True
-            agent.meter.missed_cycles += schedule.advance(restraint.ticks())
 
 
 def once(arguments: Namespace) -> int:
@@ -111,6 +102,8 @@ def once(arguments: Namespace) -> int:
 def check(arguments: Namespace) -> int:
     """Says whether a configuration is good: its text, and that its host and its sinks can be used."""
     config = _load(arguments)
+    for notice in config.notices:
+        complain(notice)
     with closing(Agent(config, Log(config.log.level, config.log.format))) as agent:
         agent.exporter.check()
     print_line(
@@ -187,6 +180,46 @@ def spool(arguments: Namespace) -> int:
             )
         elif held.report.damage:
             raise HostprobeError(held.report.damage[0])
+    return 0
+
+
+def service(arguments: Namespace) -> int:
+    """Installs the service, removes it, or says how the running agent does: status 1 where it isn't healthy."""
+    if arguments.action == "status":
+        from agent import control
+        from agent.service.status import text
+
+        state = control.ask(arguments.socket)
+        print_line(
+            msgspec.json.format(msgspec.json.encode(state), indent=2)
+            if arguments.format == "json"
+            else text(state).encode(errors="replace")
+        )
+        return int(bool(state.problems))
+    from agent.service.installation import Installation
+
+    installation = Installation()
+    try:
+        if arguments.action == "install":
+            installation.install()
+        else:
+            installation.uninstall(arguments.purge)
+    finally:
+        for line in installation.done:
+            print_line(line.encode())
+    if not installation.done:
+        print_line(b"nothing to do")
+    return 0
+
+
+def import_configuration(arguments: Namespace) -> int:
+    """Prints another agent's configuration as one of hostprobe's, and on stderr what could not be carried over."""
+    from agent.importing.conversion import convert
+
+    imported = convert(arguments.file, arguments.kind)
+    for line in imported.left_out:
+        complain(line)
+    print_line(imported.text.rstrip("\n").encode())
     return 0
 
 

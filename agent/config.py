@@ -7,19 +7,28 @@ Every mistake is one line that says where it stands, its key, its value and what
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
-from enum import Enum
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 import templates
 from agent import discovery
 from agent.errors import UsageError
-from agent.layers import Layer, Tree, environment_layers, error_at, merge, one_of, read_toml, shown, where
-from agent.sinks.secret import SecretSettings
+from agent.layers import (
+    Layer,
+    Tree,
+    drop_ins,
+    environment_layers,
+    error_at,
+    merge,
+    one_of,
+    read_toml,
+    renamed,
+    shown,
+    where,
+)
+from agent.mistakes import decode, explain
 from agent.sinks.sink import SinkSettings
 from agent.units import LONGEST_INTERVAL, Duration, Size
 from probes.probe import ProbeSettings
@@ -42,6 +51,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         max_memory: resident, without rings in files; above, the agent lengthens its interval.
         max_cpu_ratio: of one core; likewise.
         priorities: of tables, by name, where they are to have another than declared.
+        control_socket: where `hostprobe service status` asks how the agent does; "" for `control.sock` in the service
+            manager's $RUNTIME_DIRECTORY, and for none without one.
     """
 
     interval: Duration = Duration(10)
@@ -52,6 +63,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     source: Source = "auto"
     shutdown_timeout: Duration = Duration(5)
     max_memory: Size = Size(100_000_000)
+    control_socket: str = ""
     max_cpu_ratio: Annotated[float, msgspec.Meta(gt=0)] = 0.25
     priorities: dict[str, Literal["low", "normal", "high"]] = {}
     tags: dict[str, str] = {}
@@ -73,12 +85,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         where: the file that it comes from, or "" without one.
+        notices: what whoever wrote it should know, a line each.
         layers: what it was made from; a mistake that shows up later names one of them.
         probes: settings of the enabled probes, in the order of collection.
         sinks: settings of the enabled sinks.
     """
 
-    where: str
+    where: str = ""
+    notices: tuple[str, ...] = ()
     layers: tuple[Layer, ...]
     template: str
     agent: AgentSettings
@@ -123,6 +137,8 @@ def load(
 
 def _load(path: str, template: str | None, overrides: Mapping[str, Tree], environment: Mapping[str, str]) -> Config:
     layers = [Layer(path, read_toml(path))] if path else []
+    layers += [Layer(file, read_toml(file)) for file in drop_ins(path)] if path else []
+    files = [layer.where for layer in layers]
     layers += environment_layers(environment)
     layers += [Layer(flag, tree) for flag, tree in overrides.items()]
     if template is not None:
@@ -133,7 +149,8 @@ def _load(path: str, template: str | None, overrides: Mapping[str, Tree], enviro
             name = layer.tree["template"]
             check_template(name, f"{layer.where}: ")
     layers.insert(0, Layer(f"template {name}", read_toml(template_path(name))))
-    return _check(layers, path, name)
+    notices = renamed(layers)
+    return msgspec.structs.replace(_check(layers, files, name), where=path, notices=notices)
 
 
 def _file(file: str | None, environment: Mapping[str, str]) -> str:
@@ -164,13 +181,15 @@ def template_path(name: str) -> str:
     return os.path.join(templates.__path__[0], f"{name}.toml")
 
 
-def _check(layers: list[Layer], path: str, template: str) -> Config:
+def _check(layers: list[Layer], files: Collection[str], template: str) -> Config:
     tree: Tree = {"agent": {}, "log": {}, "probes": {}, "sinks": {}}
+    named: set[str] = set()
     for layer in layers:
         _check_sections(layer)
-        if layer.where == path:  # a file's sink replaces the template's whole
-            for name in layer.tree.get("sinks", ()):
+        if layer.where in files:  # a file's sink replaces the template's whole
+            for name in set(layer.tree.get("sinks", ())) - named:
                 tree["sinks"].pop(name, None)
+                named.add(name)
         merge(tree, layer.tree)
     _check_texts(layers, tree, ())
     agent = _convert(layers, tree["agent"], AgentSettings, ("agent",))
@@ -178,7 +197,6 @@ def _check(layers: list[Layer], path: str, template: str) -> Config:
     sinks = _check_sinks(layers, tree["sinks"])
     _check_tables(layers, probes, agent, sinks)
     return Config(
-        where=path,
         layers=tuple(layers),
         template=template,
         agent=agent,
@@ -289,109 +307,7 @@ def _check_tables(
 def _convert(layers: list[Layer], section: Any, kind: type[S], path: tuple[str, ...]) -> S:
     """A section as its settings; a UsageError that names the place inside it where that is wrong."""
     try:
-        return msgspec.convert(section, kind, dec_hook=_decode)
+        return msgspec.convert(section, kind, dec_hook=decode)
     except msgspec.ValidationError as error:
-        inner, value, expected = _explain(str(error), section, kind)
+        inner, value, expected = explain(str(error), section, kind)
         raise error_at(layers, path + inner, value, expected) from None
-
-
-def _explain(text: str, section: Any, kind: Any) -> tuple[tuple[str, ...], Any, str]:
-    """What msgspec's message says: the place inside the section, the value there, and what was expected."""
-    found = re.fullmatch(r"(.*?)(?: - at `\$([^`]*)`)?", text, re.DOTALL)
-    assert found is not None
-    message, place = found[1], found[2] or ""
-    path: tuple[str, ...] = ()
-    may_be_secret, is_free = _has_secret(kind), False
-    for key in re.findall(r"\.\.\.|[^.\[\]]+", place):
-        if key == "...":  # in a table of free keys msgspec doesn't say which one
-            kind = get_args(kind)[-1]
-            key = next((name for name, item in section.items() if not _fits(item, kind)), key)
-        else:
-            kind = (
-                get_type_hints(kind, include_extras=True).get(key)
-                if _is_struct(kind)
-                else next(iter(get_args(kind)), None)
-            )
-        kind = _without_none(kind)
-        is_free |= get_origin(kind) is dict
-        section = section[int(key)] if isinstance(section, list) else section.get(key)
-        path += (key,)
-    if may_be_secret and is_free:  # a header's value, say
-        section = None
-    for pattern, expected in (
-        (r"(\w+)(?: = [^:]*)?: (?:expected )?(.*)", lambda match: match[2]),  # from a section's __post_init__
-        (r"Object contains unknown field `(.*)`", lambda match: one_of(kind.__struct_fields__, match[1])),
-        (r"Object missing required field `(.*)`", lambda match: "a value, it has no default"),
-    ):
-        if match := re.fullmatch(pattern, message, re.DOTALL):
-            value = None if section is None else section.get(match[1])
-            hint = get_type_hints(kind).get(match[1])
-            hidden = _has_secret(kind) and (hint is None or get_origin(hint) is dict)
-            return (*path, match[1]), None if hidden else value, expected(match)
-    if _is_struct(kind):
-        return path, None if _has_secret(kind) else section, "a table"
-    choices = _choices(kind)
-    if choices:
-        return path, section, _number_or(kind) + one_of(choices, section)
-    message = re.sub(r"^Expected (.*?)(, got .*)?$", r"\1", message)
-    return path, section, re.sub(r"`(\w+)`", lambda match: _WORDS.get(match[1], match[1]), message)
-
-
-_WORDS = {
-    "array": "a list",
-    "bool": "true or false",
-    "float": "a number",
-    "int": "a whole number",
-    "object": "a table",
-    "str": "a text in quotes",
-}
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    try:
-        msgspec.convert(value, kind, dec_hook=_decode)
-    except msgspec.ValidationError:
-        return False
-    return True
-
-
-def _decode(kind: type[Any], value: Any) -> Any:
-    if kind in (Duration, Size):
-        return kind.parse(value)
-    raise NotImplementedError(f"no settings of type {kind}")
-
-
-def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
-
-
-def _without_none(kind: Any) -> Any:
-    """What a setting is where it is there."""
-    parts = [part for part in get_args(kind) if part is not NoneType]
-    return parts[0] if get_origin(kind) in (Union, UnionType) and len(parts) == 1 else kind
-
-
-def _has_secret(kind: Any) -> bool:
-    """Whether somebody may have put a secret into this table, or in its place: no message shows what it is."""
-    if not _is_struct(kind):
-        return False
-    return kind is SecretSettings or any(_has_secret(_without_none(hint)) for hint in get_type_hints(kind).values())
-
-
-def _number_or(kind: Any) -> str:
-    """What else than one of its choices a setting takes: "", or a whole number in its range."""
-    for part in get_args(kind) if get_origin(kind) in (Union, UnionType) else ():
-        if get_origin(part) is Annotated and get_args(part)[0] is int:
-            meta = get_args(part)[1]
-            return f"a whole number from {meta.ge} to {meta.le}, or "
-    return ""
-
-
-def _choices(kind: Any) -> list[str]:
-    """The values of a setting that has a fixed set of them, else none."""
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return [str(member.value) for member in kind]
-    if get_origin(kind) in (Union, UnionType, Annotated):
-        parts = get_args(kind)
-        return [choice for part in parts for choice in (["true", "false"] if part is bool else _choices(part))]
-    return [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []

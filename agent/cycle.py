@@ -71,12 +71,22 @@ class Cycle:
     ) -> None:
         self.frame = Frame(spec for scheduled in probes for spec in scheduled.probe.tables)
         self.buffers: Pool[Buffer] = buffer_pool()
-        self.probes = probes
-        self._with_notices = [scheduled for scheduled in probes if hasattr(scheduled.probe, "notices")]
         self._meter = meter
-        self._serializers = serializers
+        self._take(probes, serializers)
         self._exporter = exporter
         self._log = log
+
+    def _take(self, probes: Sequence[ScheduledProbe], serializers: Mapping[Writer, Serializer]) -> None:
+        self.probes = probes
+        self._with_notices = [scheduled for scheduled in probes if hasattr(scheduled.probe, "notices")]
+        self.serializers = serializers
+
+    def change(self, probes: Sequence[ScheduledProbe], serializers: Mapping[Writer, Serializer]) -> None:
+        """Goes on with other probes and serializers. The sequence goes on, and so do rates of tables that stay."""
+        specs = [spec for scheduled in probes for spec in scheduled.probe.tables]
+        if specs != [spec for scheduled in self.probes for spec in scheduled.probe.tables]:
+            self.frame.change(specs)
+        self._take(probes, serializers)
 
     def run(self, tick: int) -> None:
         """One cycle: the frame of this moment, in the rings of all sinks.
@@ -140,7 +150,7 @@ class Cycle:
     def _serialize(self, buffer: Buffer, output: Output, left_out: Collection[str]) -> bytearray:
         if len(buffer.data) < buffer.capacity:  # another sink's payload is in it
             buffer.clear()
-        self._serializers[output.writer].write(self.frame, buffer, output.tables, left_out)
+        self.serializers[output.writer].write(self.frame, buffer, output.tables, left_out)
         self._meter.payload_bytes += len(buffer.data)
         return buffer.data
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from agent.delivery import THIN_FROM_RATIO, Drop, WhenFull, least_priority
+from agent.errors import HostprobeError, UsageError
 from agent.frame import Frame
 from agent.logs import Log
 from agent.ring import NO_INSTANCE
@@ -58,7 +59,7 @@ class Exporter:
         timed_every: one frame in so many is timed from its stamp to its delivery.
 
     Attributes:
-        workers: one a sink, in the order of the configuration.
+        workers: one a sink, in the order of the configuration; the same list after a reload.
         reader_gone: set when a sink's reader has left for good (a closed stdout pipe).
     """
 
@@ -74,7 +75,14 @@ class Exporter:
         self._log = log
         self._priorities = priorities or {}
         self._wake: Callable[[], None] = lambda: None
-        self.workers = [SinkWorker(config, log, self._on_closed, instance, timed_every) for config in sinks]
+        self._instance = instance
+        self.workers = [self._worker(config, timed_every) for config in sinks]
+        self._group()
+
+    def _worker(self, config: SinkConfig, timed_every: int) -> SinkWorker:
+        return SinkWorker(config, self._log, self._on_closed, self._instance, timed_every)
+
+    def _group(self) -> None:
         self._unthinned: dict[Output, list[SinkWorker]] = {}
         for worker in self.workers:
             self._unthinned.setdefault(_output(worker, Priority.LOW), []).append(worker)
@@ -88,13 +96,16 @@ class Exporter:
         for worker in self.workers:
             worker.open()
 
-    def check(self) -> None:
+    def check(self, workers: Iterable[SinkWorker] | None = None) -> None:
         """Finds out whether the sinks could start, without touching a buffer that a running agent may have.
+
+        Args:
+            workers: those that are asked; all unless given.
 
         Raises:
             UsageError: one of them couldn't.
         """
-        for worker in self.workers:
+        for worker in self.workers if workers is None else workers:
             worker.check()
 
     def start(self, on_reader_gone: Callable[[], None]) -> None:
@@ -105,6 +116,71 @@ class Exporter:
         """
         self._wake = on_reader_gone
         for worker in self.workers:
+            worker.start()
+
+    def with_sinks(self, sinks: Iterable[SinkConfig], timed_every: int = 1) -> list[SinkWorker]:
+        """The workers of other sinks: those that run already, where their settings are the same, else new ones."""
+        running = {worker.name: worker for worker in self.workers if not worker.has_crashed}
+        workers = []
+        for config in sinks:
+            old = running.get(config.name)
+            if old is not None and old.settings == config.settings:
+                workers.append(old)
+            else:
+                workers.append(self._worker(config, timed_every))
+        return workers
+
+    def exchange(
+        self,
+        workers: Sequence[SinkWorker],
+        priorities: Mapping[str, Priority],
+        timeout_seconds: float,
+        again: Callable[[str], SinkConfig],
+    ) -> None:
+        """Goes on with other workers, those of `with_sinks`; whoever is in both lists notices nothing.
+
+        What the others hold is delivered for at most `timeout_seconds`; the rest waits in a buffer's file, or is
+        dropped, counted and logged.
+
+        Args:
+            again: makes a sink as it was, by its name: if a new one can't open, the old ones open once more.
+
+        Raises:
+            UsageError: a new one can't open; all is as it was.
+            HostprobeError: nor can an old one any more.
+        """
+        old = list(self.workers)
+        self._end([worker for worker in old if worker not in workers], timeout_seconds)
+        try:
+            self._begin([worker for worker in workers if worker not in old])
+        except UsageError:
+            restored = [
+                worker if worker in workers else self._worker(again(worker.name), worker.timed_every) for worker in old
+            ]
+            self.workers[:] = [worker for worker in restored if worker in old]
+            try:
+                self._begin([worker for worker in restored if worker not in old])
+            except UsageError as error:
+                raise HostprobeError(f"a sink that was exchanged can't be opened again: {error}") from None
+            self.workers[:] = restored
+            self._group()
+            raise
+        self.workers[:] = workers
+        self._priorities = priorities
+        self._group()
+
+    def _begin(self, workers: Sequence[SinkWorker]) -> None:
+        opened: list[SinkWorker] = []
+        try:
+            for worker in workers:
+                worker.open()
+                opened.append(worker)
+        except UsageError:
+            for worker in opened:
+                worker.finish(time.monotonic())
+                worker.join()
+            raise
+        for worker in workers:
             worker.start()
 
     def publish(self, frame: Frame, serialize: Callable[[Output, Sequence[str]], Payload]) -> None:
@@ -156,16 +232,19 @@ class Exporter:
         Returns:
             How many frames were dropped, of sinks whose reader is still there.
         """
+        return self._end(self.workers, timeout_seconds)
+
+    def _end(self, workers: Sequence[SinkWorker], timeout_seconds: float) -> int:
         all_lost = 0
         deadline = time.monotonic() + timeout_seconds
-        for worker in self.workers:
+        for worker in workers:
             worker.finish(deadline)
-        for worker in self.workers:
+        for worker in workers:
             worker.join()
             lost = worker.ring.drops[Drop.SHUTDOWN]
             if lost and not worker.reader_gone:
                 all_lost += lost
-                self._log.warning("frames not delivered at shutdown", sink=worker.name, dropped_frames=lost)
+                self._log.warning("frames not delivered in time", sink=worker.name, dropped_frames=lost)
         return all_lost
 
     def _on_closed(self) -> None:

@@ -89,6 +89,22 @@ class Frame:
         held = {name: table for name, table in before.items() if name in self._collected and name not in self._failed}
         return held | self.tables
 
+    def change(self, specs: Iterable[TableSpec]) -> None:
+        """Other tables may come from now on; what is known of those that stay goes along, and so does the sequence."""
+        old, self.arena = self.arena, Arena(specs)
+        held = {name: old.before.tables[name] for name in self._collected} | self.tables
+        self._collected = set()
+        for name, table in held.items():
+            kept = self.arena.before.tables.get(name)
+            if kept is not None and kept.spec is table.spec:
+                if kept.capacity < table.capacity:
+                    self.arena.grow(name, table.capacity)
+                kept.take_over(table)
+                self._collected.add(name)
+        self._failed &= self._collected
+        self._rates = Rates()
+        self.tables.clear()
+
     def derive(self) -> None:
         """Computes the rates and ratios of this cycle's tables, which are filled."""
         self._rates.fill(

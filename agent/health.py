@@ -33,10 +33,14 @@ class Health:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._meter = meter
-        self._interval_ns = interval.ns
         self._workers = workers
         self._clock_ns = clock_ns
-        self._began_ns = clock_ns()
+        self.keep(interval)
+
+    def keep(self, interval: Duration) -> None:
+        """The interval that is configured from now on."""
+        self._began_ns = self._clock_ns()
+        self._interval_ns = interval.ns
         self._silence_ns_max = max(_INTERVALS_MAX * self._interval_ns, _SILENCE_NS_MIN)
 
     def problems(self) -> list[str]:

@@ -6,10 +6,12 @@ the last layer that sets its key.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import reduce
 from typing import Any
 
 import msgspec
@@ -17,6 +19,9 @@ import msgspec
 from agent.errors import UsageError
 
 _VARIABLE_PREFIX = "HOSTPROBE__"
+DROP_INS = "conf.d"
+RENAMED: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
+"""Keys by their former name: the present one, and the last version that takes the former. None has been renamed yet."""
 
 Tree = dict[str, Any]
 
@@ -43,6 +48,49 @@ def read_toml(path: str) -> Tree:
         raise UsageError(f"{path}: byte {error.start} is not UTF-8", "a TOML file") from None
     except ValueError as error:  # besides tomllib's own error: a number of more digits than Python reads
         raise UsageError(f"{path}: {error}", "valid TOML") from None
+
+
+def drop_ins(path: str) -> list[str]:
+    """The files of `conf.d` beside a configuration file that end in .toml, in the order of their names.
+
+    Raises:
+        UsageError: the directory is there and can't be read.
+    """
+    folder = os.path.join(os.path.dirname(path), DROP_INS)
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror}", "a directory that can be read") from None
+    return [os.path.join(folder, name) for name in names if name.endswith(".toml") and not name.startswith(".")]
+
+
+def renamed(layers: Iterable[Layer]) -> tuple[str, ...]:
+    """Moves what stands under a key's former name to its present one, and says so, a line for each.
+
+    Raises:
+        UsageError: a layer has both.
+    """
+    notices = []
+    for layer in layers:
+        for former, (present, until) in RENAMED.items():
+            old, new = (reduce(_within, path[:-1], layer.tree) for path in (former, present))
+            if not isinstance(old, dict) or former[-1] not in old:
+                continue
+            names = ".".join(former), ".".join(present)
+            if isinstance(new, dict) and present[-1] in new:
+                raise UsageError(f"{layer.where}: {names[0]} and {names[1]}", f"{names[1]} alone, its present name")
+            tree = layer.tree
+            for key in present[:-1]:
+                tree = tree.setdefault(key, {})
+            tree[present[-1]] = old.pop(former[-1])
+            notices.append(f"{layer.where}: {names[0]} is {names[1]} now; its former name is taken until {until}")
+    return tuple(notices)
+
+
+def _within(tree: Any, key: str) -> Any:
+    return tree.get(key) if isinstance(tree, dict) else None
 
 
 def merge(into: Tree, tree: Tree) -> None:

@@ -52,6 +52,11 @@ class Restraint:
             self._look()
         return ticks_apart(self._meter.throttle)
 
+    @property
+    def resident_bytes(self) -> float:
+        """At the last look."""
+        return self._resident_bytes
+
     def close(self) -> None:
         """Closes the file that memory is read from."""
         self._memory.close()
@@ -77,10 +82,11 @@ class Restraint:
             drop_ratios.append(sum(lost.values()) / max(came - came_before, 1))
             self._tell(sink, lost)
         interval_ns = self._settings.interval.ns
+        self._resident_bytes = self._memory.resident_bytes(self._file_bytes)
         return Strain(
             ring_used_ratio=max((sink.ring.used_ratio for sink in self._sinks), default=0.0),
             drop_ratio=max(drop_ratios),
-            resident_bytes=self._memory.resident_bytes(self._file_bytes),
+            resident_bytes=self._resident_bytes,
             cpu_ratio=(cpu - cpu_before) / ((frames - frames_before) * interval_ns) if frames > frames_before else 0.0,
         )
 

@@ -90,7 +90,7 @@ class SinkWorker:
         self._log = log
         self._on_closed = on_closed
         self._instance = instance
-        self._timed_every = timed_every
+        self.timed_every = timed_every
         self._clock_ns = clock_ns
         self._batch = config.settings.batch.min
         self._failing = Episode()
@@ -328,7 +328,7 @@ class SinkWorker:
             now_ns = self._clock_ns()
             for record in batch:
                 self.sent_bytes += record.size
-                if record.is_own and record.sequence % self._timed_every == 0:
+                if record.is_own and record.sequence % self.timed_every == 0:
                     self.latency.add(now_ns - record.stamp_ns)
         return len(batch)
 

@@ -245,12 +245,12 @@ class Table:
         self.reset()
 
     def take_over(self, other: Table) -> None:
-        """Becomes a copy of another table of the spec, of the same capacity."""
+        """Becomes a copy of another table of the spec, of at most the same capacity."""
         self.count, self.dropped, self.labels = other.count, other.dropped, other.labels
         self.complete, self.continues, self.monotonic_ns = other.complete, other.continues, other.monotonic_ns
-        self.counters[:] = other.counters
-        self.gauges[:] = other.gauges
-        self.unknown[:] = other.unknown
+        self.counters[: other.capacity] = other.counters
+        self.gauges[: other.capacity] = other.gauges
+        self.unknown[: other.capacity] = other.unknown
 
     def claim(self, labels: Sequence[Labels], row_limit: int | None = None, left_out: int = 0) -> int:
         """Takes a row for each of `labels`, at most `row_limit`; counts the rest, and `left_out` before, as dropped.

@@ -35,6 +35,8 @@ AGENT = TableSpec(
     gauge("allocated_blocks", "blocks", "Memory blocks that Python has allocated now."),
     counter("voluntary_context_switches_total", "switches", "Times the process gave up the CPU to wait."),
     counter("involuntary_context_switches_total", "switches", "Times the process was made to give up the CPU."),
+    counter("reloads_total", "reloads", "Times that another configuration was taken, by SIGHUP."),
+    counter("reload_failures_total", "reloads", "Times that it wasn't, as something in it was wrong."),
     gauge("throttle_ratio", "ratio", "How far it holds back: intervals are longer by 1/(1 - throttle_ratio)."),
     priority=Priority.HIGH,
 )
@@ -98,6 +100,8 @@ class CycleMeter:
     frames: int = 0
     payload_bytes: int = 0
     throttle: float = 0.0
+    reloads: int = 0
+    reload_failures: int = 0
 
 
 class ProcessMemory:
@@ -194,6 +198,8 @@ class AgentProbe:
                 sum(generation["collections"] for generation in gc.get_stats()),
                 voluntary,
                 involuntary,
+                meter.reloads,
+                meter.reload_failures,
             ),
         )
         table.put_gauges(

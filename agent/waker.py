@@ -11,18 +11,23 @@ from types import FrameType
 _LONGEST_POLL_SECONDS = 86_400.0  # poll(2) takes milliseconds in 32 bits; whoever waits longer asks again
 
 
+_RELOAD = getattr(signal, "SIGHUP", None)  # not on Windows
+
+
 class Waker:
-    """Sleeps until a time is up, SIGTERM or SIGINT comes, or another thread asks to stop.
+    """Sleeps until a time is up, SIGTERM, SIGINT or SIGHUP comes, or another thread asks to stop.
 
     It waits in poll(2) on a pipe. A `threading.Event` would be a trap here: a signal
     handler that sets it while its own thread is inside `wait` can deadlock.
 
     Attributes:
         stopped: whether it is time to stop.
+        reload_is_due: whether SIGHUP has come; whoever reloads sets it back before.
     """
 
     def __init__(self) -> None:
         self.stopped = False
+        self.reload_is_due = False
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -34,6 +39,14 @@ class Waker:
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+
+    def catch_reload(self) -> None:
+        """SIGHUP asks to reload; only the main thread can call this."""
+        if _RELOAD is not None:
+            signal.signal(_RELOAD, self._on_reload)
+
+    def _on_reload(self, number: int, frame: FrameType | None) -> None:
+        self.reload_is_due = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True

@@ -391,12 +391,12 @@ MISTAKES = [
     (
         "[agent]\nintervall = '1s'",
         "agent.intervall = \"1s\": expected 'interval', or another of interval align hostname rates root source"
-        " shutdown_timeout max_memory max_cpu_ratio priorities tags",
+        " shutdown_timeout max_memory control_socket max_cpu_ratio priorities tags",
     ),
     (
         '[agent]\n"a.b\\nc" = 1',
         'agent."a.b\\nc" = 1: expected one of interval align hostname rates root source shutdown_timeout max_memory'
-        " max_cpu_ratio priorities tags",
+        " control_socket max_cpu_ratio priorities tags",
     ),
     (
         "[agent]\ninterval = 10",

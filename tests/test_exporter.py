@@ -179,7 +179,7 @@ def test_a_device_that_is_full_opens_the_circuit(capsys: pytest.CaptureFixture[s
     assert [line["event"] for line in logged] == [
         "sink fails, its ring holds the frames",
         "sink's circuit",
-        "frames not delivered at shutdown",
+        "frames not delivered in time",
     ]
     assert "No space left on device" in logged[0]["reason"]
     assert logged[2]["dropped_frames"] == 3
@@ -235,7 +235,7 @@ def test_shutdown_with_a_stuck_sink_ends_and_counts_the_rest(
     assert file.frames == (1000, 0, 0)
     logged = events(capsys)
     assert [(line["event"], line["sink"], line["dropped_frames"]) for line in logged] == [
-        ("frames not delivered at shutdown", "stuck", 1000)
+        ("frames not delivered in time", "stuck", 1000)
     ]
     assert not pipe.closed  # its thread still uses it
     # The write gets through after all: what was counted as dropped is not counted a second time.
@@ -542,7 +542,7 @@ def test_a_ring_keeps_what_a_frame_is_stamped_with() -> None:
     (record, second) = worker.ring.claim(bytearray(), 5)
     assert (record.sequence, second.sequence) == (2, 3)
     assert second.stamp_ns == publish.frame.monotonic_ns
-    assert (worker._instance, worker._timed_every) == (b"k" * 16, 7)
+    assert (worker._instance, worker.timed_every) == (b"k" * 16, 7)
 
 
 @pytest.mark.parametrize(

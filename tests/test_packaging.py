@@ -78,9 +78,14 @@ def test_wheel_holds_every_module_and_template(wheel: ZipFile) -> None:
         for package in PACKAGES
         for pattern in ("*.py", "*.toml")
         for path in (REPOSITORY / package).rglob(pattern)
-    }
+    } | {f"agent/service/systemd/{name}" for name in ("hostprobe.service", "hostprobe.sysusers")}
     assert {f"templates/{name}.toml" for name in ("minimal", "standard", "full")} <= expected
     assert {name for name in wheel.namelist() if not name.startswith(DIST_INFO)} == expected
+
+
+def test_wheel_has_the_unit_of_packaging(wheel: ZipFile) -> None:
+    for name in ("hostprobe.service", "hostprobe.sysusers"):
+        assert wheel.read(f"agent/service/systemd/{name}") == (REPOSITORY / "packaging/systemd" / name).read_bytes()
 
 
 def test_wheel_brings_three_top_level_names_and_no_tests(wheel: ZipFile) -> None:

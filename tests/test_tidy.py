@@ -16,6 +16,7 @@ UNDER_TABLE = {"agent.errors", "agent.pool"}
 OPEN_TO_PROBES = UNDER_TABLE | {"agent.frame", "agent.table", "agent.units"}
 STOREYS = (
     ("agent.table",),
+    ("agent.arena",),
     ("agent.rates",),
     ("agent.frame",),
     ("agent.delivery",),
@@ -27,7 +28,8 @@ STOREYS = (
     ("agent.sink_worker",),
     ("agent.exporter",),
     ("agent.cycle",),
-    ("agent.bench",),
+    ("agent.bench", "agent.daemon", "agent.importing"),
+    ("agent.service",),
     ("agent.commands",),
 )
 """From the ground up: a room imports from those below it, and from itself."""

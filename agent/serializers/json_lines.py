@@ -92,7 +92,7 @@ class JsonSerializer:
             table for name, table in frame.tables.items() if name not in left_out and (not tables or name in tables)
         ]
         rows = [(table.spec.name, table.labels, table.dropped) for table in shown]
-        shape = (frame.arena.regrown, tuple(left_out), rows)
+        shape = (frame.arena, frame.arena.regrown, tuple(left_out), rows)
         if shape != self._shape:
             self._layout = self._layout_of(shape, shown, left_out)
             self._shape = shape

@@ -26,8 +26,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from agent.config import _decode
 from agent.errors import RejectedError, SinkError
+from agent.mistakes import decode
 from agent.sink_worker import SinkWorker
 from agent.sinks.kafka import KafkaSettings, KafkaSink
 from tests.engines.brokers import KafkaBroker
@@ -40,7 +40,7 @@ PASSWORD = "p4ssword-of-nobody"
 
 def settings(broker: KafkaBroker, topic: str, **more: Any) -> KafkaSettings:
     plain = {"type": "kafka", "servers": [broker.bootstrap], "topic": topic, "timeout": "10s", **more}
-    return msgspec.convert(plain, KafkaSettings, dec_hook=_decode)
+    return msgspec.convert(plain, KafkaSettings, dec_hook=decode)
 
 
 def make_topic(broker: KafkaBroker, topic: str, partitions: int = 1, **configuration: str) -> None:

@@ -16,8 +16,8 @@ import trustme
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from agent.config import _decode
 from agent.errors import SinkError
+from agent.mistakes import decode
 from agent.sink_worker import SinkWorker
 from agent.sinks.nats import NatsSettings, NatsSink
 from agent.sinks.tls import TlsSettings
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 def settings(url: str, subject: str, **more: Any) -> NatsSettings:
     plain = {"type": "nats", "servers": [url], "subject": subject, "timeout": "1s", **more}
-    return msgspec.convert(plain, NatsSettings, dec_hook=_decode)
+    return msgspec.convert(plain, NatsSettings, dec_hook=decode)
 
 
 def ask(server: NatsServer, what: Callable[[JetStreamContext], Awaitable[T]], **options: Any) -> T:

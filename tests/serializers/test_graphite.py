@@ -48,7 +48,7 @@ def test_every_known_value_of_this_host_is_there_and_no_other(real: tuple[Agent,
     found = [(one.path, float(one.text)) for one in samples(writer.text())]
     seconds = {one.seconds for one in samples(writer.text())}
     assert seconds == {frame.time_unix_ns // 10**9}
-    host = re.sub(r"[^a-zA-Z0-9_-]", "_", agent._identity.host)
+    host = re.sub(r"[^a-zA-Z0-9_-]", "_", agent.identity.host)
     rows: dict[tuple[str, Labels], list[str]] = {}
     taken: set[str] = set()
     expected = []
@@ -63,7 +63,7 @@ def test_every_known_value_of_this_host_is_there_and_no_other(real: tuple[Agent,
             taken.add(free)
             rows.setdefault((table.spec.name, labels), []).append(free)
     turns: dict[tuple[str, Labels, str], int] = {}
-    for one in known(frame, agent._identity):
+    for one in known(frame, agent.identity):
         paths = rows.get((one.table, one.labels))
         if one.table == "frame":
             path = f"hostprobe.{host}.frame"

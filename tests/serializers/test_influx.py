@@ -85,9 +85,9 @@ def test_every_known_value_of_this_host_is_there_and_no_other(real: tuple[Agent,
     expected = Counter[tuple[object, ...]]()
     specs = {table.spec.name: table.spec.labels for table in frame.tables.values()}
     specs |= {"frame": ("host", "instance", "version"), "left_out": ("table",)}
-    for table, labels, column, value in known(frame, agent._identity):
+    for table, labels, column, value in known(frame, agent.identity):
         row = {name: label for name, label in zip(specs[table], labels, strict=True) if label}
-        tags = {"host": agent._identity.host} | row
+        tags = {"host": agent.identity.host} | row
         expected[table, tuple(sorted(tags.items())), column, type(value), value] += 1
     assert found == expected
     assert expected.total() > 200

@@ -84,6 +84,7 @@ UNITS = {
     "connections": "{connection}",
     "cpus": "{cpu}",
     "cycles": "{cycle}",
+    "reloads": "{reload}",
     "datagrams": "{datagram}",
     "discards": "{discard}",
     "failures": "{failure}",

@@ -101,9 +101,7 @@ def test_every_known_value_of_this_host_is_there_and_no_other(real: tuple[Agent,
         for name, metric in metrics(writer.payload()).items()
         for point in points(metric)
     ]
-    values = [
-        one._replace(labels=(None,) * 3) if one.table == "frame" else one for one in known(frame, agent._identity)
-    ]
+    values = [one._replace(labels=(None,) * 3) if one.table == "frame" else one for one in known(frame, agent.identity)]
     specs = [table.spec for table in frame.tables.values()]
     expected = series(values, specs, opentelemetry.families)
     nameless = [one._replace(labels=()) if one.name.startswith("hostprobe.frame.") else one for one in expected]
@@ -137,7 +135,7 @@ def test_kinds_units_and_helps_are_those_of_the_declarations(real: tuple[Agent, 
             assert bool(point.start_time_unix_nano) == is_sum
             if is_sum:
                 is_own = name.startswith("hostprobe.agent")
-                identity = agent._identity
+                identity = agent.identity
                 assert point.start_time_unix_nano == (identity.started_unix_ns if is_own else identity.boot_unix_ns)
     assert set(kinds) == {"counter", "amount"}
 
@@ -356,7 +354,7 @@ def test_amounts_are_sums_that_may_fall() -> None:
         table.gauges[0, table.spec.gauge_index["used_bytes"]] = 1.0
         metric = metrics(writer.payload())["system.memory.usage"]
         assert not metric.sum.is_monotonic
-        assert {point.start_time_unix_nano for point in points(metric)} == {agent._identity.boot_unix_ns}
+        assert {point.start_time_unix_nano for point in points(metric)} == {agent.identity.boot_unix_ns}
         assert {attributes(point)["system.memory.state"]: point.as_int for point in points(metric)}["used"] == 1
 
 

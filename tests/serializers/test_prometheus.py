@@ -66,9 +66,9 @@ def test_every_known_value_of_this_host_is_there_and_no_other(
     writer = Writer(format, ())
     writer.frame, writer.serializer = frame, agent.serializer(format, names)
     text = writer.text()
-    values = known(frame, agent._identity)
+    values = known(frame, agent.identity)
     if names == "node_exporter":
-        values.append(Known("uname", agent._identity.uname, "info", 1))
+        values.append(Known("uname", agent.identity.uname, "info", 1))
     expected = series(values, [table.spec for table in frame.tables.values()], naming(names))
     distinct = {(one.name, one.labels) for one in expected}
     if len(distinct) == len(expected):  # two UDP sockets of one port are one series twice

@@ -65,11 +65,11 @@ def test_every_known_value_of_this_host_is_there_and_no_other(real: tuple[Agent,
     writer.frame, writer.serializer = frame, agent.serializer("remote_write", names)
     found = read(writer.payload())
     assert {time for _, time in found} == {frame.time_unix_ns // 10**6}
-    values = known(frame, agent._identity)
+    values = known(frame, agent.identity)
     if names == "node_exporter":
-        values.append(Known("uname", agent._identity.uname, "info", 1))
+        values.append(Known("uname", agent.identity.uname, "info", 1))
     specs = [table.spec for table in frame.tables.values()]
-    expected = series(values, specs, naming(names), job="hostprobe", instance=agent._identity.host)
+    expected = series(values, specs, naming(names), job="hostprobe", instance=agent.identity.host)
     assert Counter(one for one, _ in found) == Counter(
         one._replace(value=float(one.value), labels=tuple(pair for pair in one.labels if pair[1])) for one in expected
     )

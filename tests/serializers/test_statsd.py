@@ -69,12 +69,12 @@ def disks(writer: Writer, **reads: int | None) -> None:
 def test_gauges_of_this_host_and_the_growth_of_its_counters(format: formats.Name, template: str) -> None:
     """Both frames are known to the test: each counter's growth is the second's less the first's."""
     with collected(template) as (agent, frame):
-        before = {one[:3]: one.value for one in known(frame, agent._identity)}
+        before = {one[:3]: one.value for one in known(frame, agent.identity)}
         agent.cycle.collect()
         writer = Writer(format, ())
         writer.frame, writer.serializer = frame, agent.serializer(format)
         found = metrics(format, writer.text())
-        now = known(frame, agent._identity)
+        now = known(frame, agent.identity)
         kinds = {(table.spec.name, c.name): c for table in frame.tables.values() for c in table.spec.counters}
         scale = {key: column.per for key, column in kinds.items()}
         gauges = sorted(float(one.value) for one in now if (one.table, one.column) not in kinds and one.value >= 0)

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from urllib3.exceptions import HTTPError
 
 from agent import __version__
-from agent.config import _decode
 from agent.errors import RejectedError, SinkError, UsageError
+from agent.mistakes import decode
 from agent.serializers.formats import FORMATS
 from agent.sinks.http import HttpSettings, HttpSink
 from agent.sinks.http_answer import failure_text, retry_after_seconds
@@ -40,7 +40,7 @@ SHORT = "200ms"
 
 
 def settings(url: str, **more: Any) -> HttpSettings:
-    return msgspec.convert({"type": "http", "url": url, **more}, HttpSettings, dec_hook=_decode)
+    return msgspec.convert({"type": "http", "url": url, **more}, HttpSettings, dec_hook=decode)
 
 
 def deliver(sink: HttpSink, *payloads: bytes) -> None:
@@ -771,7 +771,7 @@ PLACE = {"env": "TOKEN"}
 )
 def test_settings_that_are_wrong(tree: dict[str, object], reason: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=reason):
-        msgspec.convert({"type": "http", **tree}, HttpSettings, dec_hook=_decode)
+        msgspec.convert({"type": "http", **tree}, HttpSettings, dec_hook=decode)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from agent import discovery
-from agent.config import _decode
 from agent.errors import RejectedError, SinkError, UsageError
+from agent.mistakes import decode
 from agent.sinks.http_client import HttpClientSettings
 from tests.sinks.http_peer import Answer, HttpPeer, Pki, refused_port
 
@@ -28,7 +28,7 @@ SHORT = "200ms"
 
 def settings(kind: str, url: str, **more: Any) -> HttpClientSettings:
     tree = {"type": kind, "url": url, **more}
-    made: HttpClientSettings = msgspec.convert(tree, discovery.load("sinks", kind).Settings, dec_hook=_decode)
+    made: HttpClientSettings = msgspec.convert(tree, discovery.load("sinks", kind).Settings, dec_hook=decode)
     return made
 
 

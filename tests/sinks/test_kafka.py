@@ -23,8 +23,8 @@ import msgspec
 import pytest
 import trustme
 
-from agent.config import _decode
 from agent.errors import RejectedError, SinkError, UsageError
+from agent.mistakes import decode
 from agent.sinks.kafka import KafkaSettings, KafkaSink
 from tests.sinks.peers import StreamPeer, chatter, refused_port, stall
 from tests.workers import drain, opened, put
@@ -69,7 +69,7 @@ def cluster() -> Iterator[Cluster]:
 
 def settings(servers: tuple[str, ...] = HERE, topic: str = "frames", **more: Any) -> KafkaSettings:
     plain = {"type": "kafka", "servers": list(servers), "topic": topic, **more}
-    return msgspec.convert(plain, KafkaSettings, dec_hook=_decode)
+    return msgspec.convert(plain, KafkaSettings, dec_hook=decode)
 
 
 @pytest.fixture

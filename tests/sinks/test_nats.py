@@ -20,8 +20,8 @@ import msgspec
 import pytest
 import trustme
 
-from agent.config import _decode
 from agent.errors import RejectedError, SinkError, UsageError
+from agent.mistakes import decode
 from agent.sinks.nats import NatsSettings, NatsSink
 from tests.sinks.nats_peer import ROOM_BYTES, STORED, Stream
 from tests.sinks.peers import Accepted, StreamPeer, chatter, leave_when_told, refused_port, stall
@@ -37,7 +37,7 @@ NO_STREAM = b"NATS/1.0 503\r\n\r\n"
 
 def settings(servers: tuple[str, ...] = HERE, subject: str = "frames.web", **more: Any) -> NatsSettings:
     plain = {"type": "nats", "servers": list(servers), "subject": subject, **more}
-    return msgspec.convert(plain, NatsSettings, dec_hook=_decode)
+    return msgspec.convert(plain, NatsSettings, dec_hook=decode)
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics
 
 from agent import __version__
-from agent.config import _decode
 from agent.delivery import Drop
 from agent.errors import RejectedError, SinkError
+from agent.mistakes import decode
 from agent.sinks.otlp import OtlpSettings, OtlpSink
 from tests.sinks.http_peer import Answer, HttpPeer, Request
 from tests.workers import Clock, drain, events
@@ -68,7 +68,7 @@ def partial(rejected: int, message: str = "") -> Answer:
 
 
 def settings(url: str, **more: Any) -> OtlpSettings:
-    return msgspec.convert({"type": "otlp", "url": url, **more}, OtlpSettings, dec_hook=_decode)
+    return msgspec.convert({"type": "otlp", "url": url, **more}, OtlpSettings, dec_hook=decode)
 
 
 def deliver(sink: OtlpSink, *numbers: int) -> None:

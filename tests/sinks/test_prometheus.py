@@ -25,8 +25,8 @@ import urllib3
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
-from agent.config import _decode
 from agent.errors import SinkError, UsageError
+from agent.mistakes import decode
 from agent.sinks import pages
 from agent.sinks.pages import Exposition, accepts_gzip
 from agent.sinks.prometheus import PrometheusSettings, PrometheusSink
@@ -49,7 +49,7 @@ GET = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 def settings(**more: Any) -> PrometheusSettings:
-    return msgspec.convert({"type": "prometheus", **more}, PrometheusSettings, dec_hook=_decode)
+    return msgspec.convert({"type": "prometheus", **more}, PrometheusSettings, dec_hook=decode)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

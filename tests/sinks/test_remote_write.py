@@ -10,9 +10,9 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from agent import __version__
-from agent.config import _decode
 from agent.delivery import Drop
 from agent.errors import RejectedError, SinkError
+from agent.mistakes import decode
 from agent.sinks.remote_write import RemoteWriteSettings, RemoteWriteSink
 from tests.sinks.http_peer import Answer, HttpPeer, Request
 from tests.workers import Clock, drain, events
@@ -81,7 +81,7 @@ def expected(*numbers: int) -> list[tuple[str, float, int]]:
 
 
 def settings(url: str, **more: Any) -> RemoteWriteSettings:
-    return msgspec.convert({"type": "remote_write", "url": url, **more}, RemoteWriteSettings, dec_hook=_decode)
+    return msgspec.convert({"type": "remote_write", "url": url, **more}, RemoteWriteSettings, dec_hook=decode)
 
 
 def deliver(sink: RemoteWriteSink, *numbers: int) -> None:
