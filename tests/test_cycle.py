@@ -442,7 +442,7 @@ def test_each_sink_has_its_tables_from_one_frame(run: Callable[..., Run], tmp_pa
 
 def test_a_frame_that_cannot_be_written_loses_no_buffer(run: Callable[..., Run]) -> None:
     this = run()
-    this.cycle._serializers = {}
+    this.cycle.serializers = {}
     with pytest.raises(KeyError):
         this()
     assert this.cycle.buffers.out_count == 0

@@ -101,7 +101,7 @@ def test_a_hundred_reloads_lose_no_frame(running: Running) -> None:
         running.write(sockets=("", "connections = true", "tcp_states = false")[number % 3], more=more)
         assert "failed" not in running.reload()
     running.until_line(lambda line: line["agent"]["reloads_total"] == RELOADS)
-    assert events(running.stop()) == ["configuration taken"] * RELOADS
+    assert set(events(running.stop())) == {"configuration taken", "log lines held back"}
     total = json.loads(output("verify", "--format", "json", running.out))["total"]
     assert {name: total[name] for name in ("instances", "missing", "repeated", "reordered", "not_frames")} == {
         "instances": 1, "missing": 0, "repeated": 0, "reordered": 0, "not_frames": 0,

@@ -141,6 +141,47 @@ def test_what_is_mounted_later_is_measured(host: BootedDebian) -> None:
     host.run("umount", "/srv/late")
 
 
+def test_a_reload_takes_conf_d_and_loses_no_frame(host: BootedDebian) -> None:
+    process, last = host.service("MainPID"), host.frames()[-1]
+    host.write("etc/hostprobe/conf.d/10-tags.toml", '[agent.tags]\nenv = "test"\n')
+    host.run("systemctl", "reload", "hostprobe")
+    frame = until(lambda: [one for one in host.frames() if one["tags"] == {"env": "test"}])[0]
+    assert (frame["instance"], host.service("MainPID")) == (last["instance"], process)
+    sequences = [one["sequence"] for one in host.frames() if one["instance"] == last["instance"]]
+    assert sequences == list(range(1, len(sequences) + 1))
+    host.write("etc/hostprobe/conf.d/10-tags.toml", "[agent.tags\n")
+    host.run("systemctl", "reload", "hostprobe", check=False)
+    until(lambda: "reload failed: /etc/hostprobe/conf.d/10-tags.toml" in host.service("StatusText"))
+    assert (host.service("ActiveState"), host.frames()[-1]["tags"]) == ("active", {"env": "test"})
+    (host.root / "etc/hostprobe/conf.d/10-tags.toml").unlink()
+    host.run("systemctl", "reload", "hostprobe")
+    until(lambda: host.frames()[-1]["tags"] == {})
+
+
+def test_root_and_the_group_can_ask_how_it_does_and_nobody_else(host: BootedDebian) -> None:
+    assert ": healthy\n" in host.out("hostprobe", "service", "status")
+    member = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--groups=hostprobe")
+    assert ": healthy\n" in host.out(*member, "hostprobe", "service", "status")
+    stranger = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+    refused = host.run(*stranger, "hostprobe", "service", "status", check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "hostprobe: /run/hostprobe/control.sock: Permission denied\n"
+
+
+def test_an_agent_that_hangs_is_started_anew_by_the_watchdog(host: BootedDebian) -> None:
+    host.write("etc/systemd/system/hostprobe.service.d/10-watchdog.conf", "[Service]\nWatchdogSec=2\nRestartSec=0\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "hostprobe")
+    process, restarts = host.service("MainPID"), int(host.service("NRestarts"))
+    host.run("kill", "-STOP", process)
+    until(lambda: int(host.service("NRestarts")) > restarts and host.service("ActiveState") == "active")
+    assert host.service("MainPID") != process
+    assert "Watchdog timeout" in host.log()
+    (host.root / "etc/systemd/system/hostprobe.service.d/10-watchdog.conf").unlink()
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "hostprobe")
+
+
 def test_secrets_come_as_credentials_and_a_ring_lies_in_the_state_directory(host: BootedDebian) -> None:
     host.write("etc/hostprobe/token", "xyzzy\n", 0o600)
     host.write(
