@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ class Agent:
     def __init__(self, config: Config, log: Log, sinks: bool = True) -> None:
         self.config = config
         self.meter = CycleMeter()
+        self._log = log
         instance = uuid.uuid4()
         with ExitStack() as opened:
             self.host = _host(config)
@@ -63,11 +65,14 @@ class Agent:
             self.cycle = Cycle(probes, self.meter, serializers, self.exporter, log)
             opened.pop_all()  # from now on `close` gives back what is held
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Config, meanwhile: Callable[[], bool] = lambda: False) -> None:
         """Goes on with another configuration; nothing changes before all of it has been built and checked.
 
         Probes and sinks whose settings are the same go on, with their rings, their rates and the sequence; others are
         exchanged, which delivers what a sink still holds for at most `agent.shutdown_timeout`.
+
+        Args:
+            meanwhile: called now and then while it waits for that; whether to wait no longer.
 
         Raises:
             UsageError: it can't be had; all is as it was.
@@ -79,7 +84,12 @@ class Agent:
             if not keeps_host:
                 host = _host(config)
                 opened.callback(host.close)
-            workers = self.exporter.with_sinks(_sinks(config), _timed_every(config))
+            identity = _identity(config, host, self._what.identity.instance)
+            identity = msgspec.structs.replace(identity, started_unix_ns=self._what.identity.started_unix_ns)
+            is_renamed = identity.host != self._what.identity.host
+            workers = self.exporter.with_sinks(
+                _sinks(config), _timed_every(config), lambda old: not (is_renamed and hasattr(old.sink, "host"))
+            )
             old_sinks = {sink.name: sink for sink in _sinks(old)}
             running = {scheduled.meter.name: scheduled for scheduled in self.cycle.probes}
             kept = {
@@ -87,28 +97,34 @@ class Agent:
                 for name, settings in config.probes.items()
                 if keeps_host and settings == old.probes.get(name)
             }
-            probes = _probes(config, host, kept, self.meter, workers)
+            probes = _probes(config, host, kept, self.meter, self.exporter.workers)
             for probe in _not_in(self.cycle.probes, probes):
                 opened.callback(probe.close)
-            identity = _identity(config, host, self._what.identity.instance)
-            identity = msgspec.structs.replace(identity, started_unix_ns=self._what.identity.started_unix_ns)
             what = _What(_specs(probes), identity, config.agent.rates)
             written = self.cycle.serializers if what == self._what else {}
             serializers = _serializers(config, what, workers, written)
-            self._introduce((worker.sink for worker in workers), identity)
+            new = [worker for worker in workers if worker not in self.exporter.workers]
+            self._introduce((worker.sink for worker in new), identity)
             self._introduce((sink.sink for sink in old_sinks.values()), self._what.identity)
-            self.exporter.check(worker for worker in workers if worker not in self.exporter.workers)
+            self.exporter.check(new)
             timeout_seconds = config.agent.shutdown_timeout
-            self.exporter.exchange(workers, _priorities(config), timeout_seconds, old_sinks.__getitem__)
+            self.exporter.exchange(workers, _priorities(config), timeout_seconds, old_sinks.__getitem__, meanwhile)
             opened.pop_all()
-        gone = _not_in(probes, self.cycle.probes)
-        self.cycle.change(probes, serializers)
-        for probe in gone:
-            probe.close()
+        gone = [probe.close for probe in _not_in(probes, self.cycle.probes)]
+        self.cycle.change(probes, serializers, keeps_host)
         if not keeps_host:
-            self.host.close()
+            gone.append(self.host.close)
+        for close in gone:
+            self._try(close)
         self.health.keep(config.agent.interval)
         self.config, self.host, self._what = config, host, what
+        gc.collect()  # the arena that has gone is a circle, and its like would be many before the collector comes
+
+    def _try(self, close: Callable[[], object]) -> None:
+        try:
+            close()
+        except Exception as error:  # somebody else's probe
+            self._log.warning("probe does not close", reason=f"{type(error).__name__}: {error}")
 
     @property
     def identity(self) -> Identity:

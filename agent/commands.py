@@ -12,7 +12,8 @@ import msgspec
 from agent import config as configuration
 from agent.assembly import Agent, catalogue
 from agent.config import Config
-from agent.daemon import Daemon
+from agent.control import check_place
+from agent.daemon import Daemon, control_path
 from agent.errors import HostprobeError, UsageError, complain
 from agent.layers import Tree
 from agent.logs import Log
@@ -24,6 +25,7 @@ from agent.sinks.stdout import STDOUT
 from agent.waker import Waker
 
 _OPEN_FILES = 65_536
+_STOPPING_SECONDS = 5.0  # besides what is delivered
 
 
 def run(arguments: Namespace) -> int:
@@ -53,7 +55,9 @@ def run(arguments: Namespace) -> int:
     try:
         all_done = Daemon(agent, waker, notifier, log, partial(_load, arguments), arguments.cycles).run()
     finally:
+        waker.ignore_reload()
         notifier.stopping()
+        notifier.extend(agent.config.agent.shutdown_timeout + _STOPPING_SECONDS)
         lost = agent.exporter.close(agent.config.agent.shutdown_timeout)
         agent.close()
         notifier.close()
@@ -106,6 +110,7 @@ def check(arguments: Namespace) -> int:
         complain(notice)
     with closing(Agent(config, Log(config.log.level, config.log.format))) as agent:
         agent.exporter.check()
+        check_place(control_path(config.agent.control_socket))
     print_line(
         f"{config.where or 'no configuration file'}: good: template {config.template},"
         f" every {config.agent.interval}, probes {' '.join(config.probes)}, sinks {' '.join(config.sinks)}".encode()

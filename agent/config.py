@@ -29,7 +29,7 @@ from agent.layers import (
     where,
 )
 from agent.mistakes import decode, explain
-from agent.sinks.sink import SinkSettings
+from agent.sinks.sink import SinkSettings, owned
 from agent.units import LONGEST_INTERVAL, Duration, Size
 from probes.probe import ProbeSettings
 from probes.procfs import Source
@@ -266,7 +266,7 @@ def _check_sinks(layers: list[Layer], sections: Tree) -> dict[str, SinkSettings]
         settings: SinkSettings = _convert(layers, section, sink.Settings, ("sinks", name))
         if not settings.enabled:
             continue
-        for key, path in _owned(settings).items():
+        for key, path in owned(settings).items():
             if os.path.realpath(path) in files:
                 expected = "an address of its own" if key == ("address",) else "a file that nothing else is written to"
                 raise error_at(layers, ("sinks", name, *key), path, expected)
@@ -277,18 +277,6 @@ def _check_sinks(layers: list[Layer], sections: Tree) -> dict[str, SinkSettings]
             f"{where(layers, ('sinks',))}sinks: none is enabled", "at least one enabled sink, such as [sinks.main]"
         )
     return sinks
-
-
-def _owned(settings: SinkSettings) -> dict[tuple[str, ...], str]:
-    """What a sink must have for itself, by its key: a file that two rotate, or an address that two listen on."""
-    files: dict[tuple[str, ...], str] = {}
-    if settings.buffer.path:
-        files["buffer", "path"] = settings.buffer.path
-    if settings.type == "file":
-        files[("path",)] = str(getattr(settings, "path", ""))
-    if settings.type == "prometheus":
-        files[("address",)] = str(getattr(settings, "address", ""))
-    return files
 
 
 def _check_tables(

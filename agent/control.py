@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -15,6 +16,9 @@ from agent.errors import HostprobeError, UsageError
 
 _MODE = 0o660
 _PATIENCE_SECONDS = 5.0
+_PAUSE_SECONDS = 1.0
+_BACKLOG = 64
+_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path less the final NUL
 _ANSWER_BYTES_MAX = 16 << 20
 
 
@@ -97,10 +101,12 @@ class ControlSocket:
         self._state = state
         self._socket = self._listen()
         self._identity = self._found()
+        self._closed = False
         threading.Thread(target=self._run, name="control", daemon=True).start()
 
     def close(self) -> None:
         """Takes the socket away, unless another process has put its own there meanwhile."""
+        self._closed = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -115,7 +121,7 @@ class ControlSocket:
                 os.unlink(self._path)
             listening.bind(self._path)
             os.chmod(self._path, _MODE)
-            listening.listen(8)
+            listening.listen(_BACKLOG)
         except OSError as error:
             listening.close()
             raise UsageError(f"{self._path}: {error.strerror or error}", "a control socket of its own") from None
@@ -132,12 +138,30 @@ class ControlSocket:
         while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:  # closed; or out of descriptors, and then nobody is answered any more
-                return
+            except OSError:
+                if self._closed:
+                    return
+                time.sleep(_PAUSE_SECONDS)  # out of descriptors
+                continue
             # Whoever hangs up, or a defect: the next one is answered all the same.
             with connection, suppress(Exception):
                 connection.settimeout(_PATIENCE_SECONDS)
                 connection.sendall(msgspec.json.encode(self._state()))
+
+
+def check_place(path: str) -> None:
+    """Finds out whether a control socket could be at a path, "" for none, without touching it.
+
+    Raises:
+        UsageError: it couldn't.
+    """
+    expected = "a place for a control socket"
+    if len(os.fsencode(path)) > _PATH_BYTES_MAX:
+        raise UsageError(f"{path}: longer than {_PATH_BYTES_MAX} bytes", expected)
+    if path and not os.path.isdir(os.path.dirname(path) or "."):
+        raise UsageError(f"{path}: its directory is absent", expected)
+    if path and os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise UsageError(f"{path}: something else is there", expected)
 
 
 def _is_dead(path: str) -> bool:

@@ -81,11 +81,17 @@ class Cycle:
         self._with_notices = [scheduled for scheduled in probes if hasattr(scheduled.probe, "notices")]
         self.serializers = serializers
 
-    def change(self, probes: Sequence[ScheduledProbe], serializers: Mapping[Writer, Serializer]) -> None:
-        """Goes on with other probes and serializers. The sequence goes on, and so do rates of tables that stay."""
+    def change(
+        self, probes: Sequence[ScheduledProbe], serializers: Mapping[Writer, Serializer], is_same_host: bool = True
+    ) -> None:
+        """Goes on with other probes and serializers. The sequence goes on, and so do rates of tables that stay.
+
+        Args:
+            is_same_host: whether the counters go on from those of the last frame.
+        """
         specs = [spec for scheduled in probes for spec in scheduled.probe.tables]
-        if specs != [spec for scheduled in self.probes for spec in scheduled.probe.tables]:
-            self.frame.change(specs)
+        if not is_same_host or specs != [spec for scheduled in self.probes for spec in scheduled.probe.tables]:
+            self.frame.change(specs, is_same_host)
         self._take(probes, serializers)
 
     def run(self, tick: int) -> None:

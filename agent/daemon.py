@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 from agent import __version__
 from agent.assembly import Agent
@@ -14,6 +14,7 @@ from agent.control import ControlSocket, LogLine, ProbeState, SinkState, State
 from agent.cycle import Schedule
 from agent.delivery import Circuit, ticks_apart
 from agent.errors import UsageError
+from agent.layers import demand_file
 from agent.logs import Log
 from agent.notify import Notifier
 from agent.restraint import Restraint
@@ -44,6 +45,8 @@ class Daemon:
         self._cycles = cycles
         self._told_ns = 0
         self._reload_error = ""
+        self._reloaded_unix_ns = 0
+        self._control: ControlSocket | None = None
         self._schedule = self._new_schedule()
         self._restraint = self._new_restraint()
 
@@ -56,9 +59,8 @@ class Daemon:
         agent = self._agent
         with ExitStack() as opened:
             opened.callback(lambda: self._restraint.close())
-            path = control_path(agent.config.agent.control_socket)
-            if path:
-                opened.enter_context(closing(ControlSocket(path, self.state)))
+            opened.callback(self._exchange_control, None)
+            self._exchange_control(self._new_control(agent.config))
             self._notifier.ready(self.status)
             while not self._waits():
                 agent.cycle.run(self._schedule.tick)
@@ -66,6 +68,8 @@ class Daemon:
                     return True
                 agent.meter.missed_cycles += self._schedule.advance(self._restraint.ticks())
                 self._tell()
+                if self._waker.reload_is_due:
+                    self._reload()
         return False
 
     @property
@@ -76,7 +80,7 @@ class Daemon:
         parts += [f"sink {worker.name} fails" for worker in workers if worker.circuit is not Circuit.CLOSED]
         if self._reload_error:
             parts.append(f"reload failed: {self._reload_error}")
-        elif self._log.latest and time.time_ns() - self._log.latest[-1].time_unix_ns < _RECENT_NS:
+        elif self._log.latest and self._log.latest[-1].time_unix_ns > self._recently_unix_ns:
             parts.append(f"last warning: {self._log.latest[-1].event}")
         return ", ".join(parts)
 
@@ -107,9 +111,8 @@ class Daemon:
 
     def _waits(self) -> bool:
         """Sleeps until the next cycle, and does meanwhile what is asked for; whether to stop."""
-        while (left := self._schedule.seconds_left()) > 0 or self._waker.reload_is_due:
+        while (left := self._schedule.seconds_left()) > 0:
             if self._waker.reload_is_due:
-                self._waker.reload_is_due = False
                 self._reload()
             elif self._waker.wait(min(left, self._notifier.pause_seconds)):
                 return True
@@ -127,36 +130,68 @@ class Daemon:
             self._told_ns = now_ns
             self._notifier.status(self.status)
 
+    @property
+    def _recently_unix_ns(self) -> int:
+        """What was told before is no part of the present state."""
+        return max(time.time_ns() - _RECENT_NS, self._reloaded_unix_ns)
+
+    def _meanwhile(self) -> bool:
+        """While a reload waits: the watchdog hears, and a signal to stop is a reason to wait no longer."""
+        self._ping()
+        return self._waker.stopped
+
+    def _new_control(self, config: Config) -> ControlSocket | None:
+        path = control_path(config.agent.control_socket)
+        return ControlSocket(path, self.state) if path else None
+
+    def _exchange_control(self, new: ControlSocket | None) -> None:
+        old, self._control = self._control, new
+        if old is not None:
+            old.close()
+
     def _reload(self) -> None:
         """Goes on with the configuration as it is written now; a wrong one changes nothing."""
+        self._waker.reload_is_due = False
         agent, before = self._agent, self._agent.config
         self._notifier.reloading()
+        control = self._control
         try:
+            demand_file(before.where)
             config = self._load()
-            agent.reload(config)
+            if config.agent.control_socket != before.agent.control_socket:
+                control = self._new_control(config)
+            try:
+                agent.reload(config, self._meanwhile)
+            except UsageError:
+                if control is not None and control is not self._control:
+                    control.close()
+                raise
         except UsageError as error:
             self._reload_error = str(error)
             agent.meter.reload_failures += 1
             self._log.error("configuration not taken, the old one stays in force", reason=str(error))
         else:
             self._reload_error = ""
+            self._reloaded_unix_ns = time.time_ns()
             agent.meter.reloads += 1
+            if control is not self._control:
+                self._exchange_control(control)
             if config.log != before.log:
                 self._log.change(config.log.level, config.log.format)
             self._log.info("configuration taken", config=config.where or f"template {config.template}")
             if (config.agent.interval, config.agent.align) != (before.agent.interval, before.agent.align):
                 self._schedule = self._new_schedule()
-            self._restraint.close()
-            self._restraint = self._new_restraint()
+        self._restraint.close()
+        self._restraint = self._new_restraint(self._restraint.cause)
         self._notifier.ready(self.status)
 
     def _new_schedule(self) -> Schedule:
         settings = self._agent.config.agent
         return Schedule(settings.interval.ns, settings.align)
 
-    def _new_restraint(self) -> Restraint:
+    def _new_restraint(self, cause: str = "") -> Restraint:
         agent = self._agent
-        return Restraint(agent.config.agent, agent.meter, agent.exporter.workers, self._log)
+        return Restraint(agent.config.agent, agent.meter, list(agent.exporter.workers), self._log, cause=cause)
 
 
 def control_path(configured: str, environment: Mapping[str, str] | None = None) -> str:

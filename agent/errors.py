@@ -60,3 +60,17 @@ class RejectedError(SinkError):
 
 class SinkClosedError(SinkError):
     """The reader at a sink's other end has left for good; it is no failure of ours."""
+
+
+def free_frames(error: Exception) -> None:
+    """Frees what the calls that failed held, such as a request's body.
+
+    Libraries keep an error in a variable of the call that raises it. That is a cycle, and the collector, which
+    is seldom woken here, would come for it after a thousand failures.
+    """
+    import traceback  # which the log needs as well, and a healthy agent doesn't
+
+    chained: BaseException | None = error
+    while chained is not None:
+        traceback.clear_frames(chained.__traceback__)
+        chained = chained.__context__

@@ -20,7 +20,10 @@ from agent.ring import NO_INSTANCE
 from agent.ring_records import Payload
 from agent.serializers import formats
 from agent.sink_worker import SinkConfig, SinkWorker
+from agent.sinks.sink import owned
 from agent.table import Priority
+
+_SLICE_SECONDS = 0.25
 
 Dialect = tuple[formats.Name, formats.Names]
 """A format, and whose names it uses."""
@@ -118,13 +121,19 @@ class Exporter:
         for worker in self.workers:
             worker.start()
 
-    def with_sinks(self, sinks: Iterable[SinkConfig], timed_every: int = 1) -> list[SinkWorker]:
-        """The workers of other sinks: those that run already, where their settings are the same, else new ones."""
+    def with_sinks(
+        self, sinks: Iterable[SinkConfig], timed_every: int, keeps: Callable[[SinkWorker], bool]
+    ) -> list[SinkWorker]:
+        """The workers of other sinks: those that run already, where their settings are the same, else new ones.
+
+        Args:
+            keeps: whether one that runs can go on, its settings aside.
+        """
         running = {worker.name: worker for worker in self.workers if not worker.has_crashed}
         workers = []
         for config in sinks:
             old = running.get(config.name)
-            if old is not None and old.settings == config.settings:
+            if old is not None and old.settings == config.settings and keeps(old):
                 workers.append(old)
             else:
                 workers.append(self._worker(config, timed_every))
@@ -136,6 +145,7 @@ class Exporter:
         priorities: Mapping[str, Priority],
         timeout_seconds: float,
         again: Callable[[str], SinkConfig],
+        meanwhile: Callable[[], bool] = lambda: False,
     ) -> None:
         """Goes on with other workers, those of `with_sinks`; whoever is in both lists notices nothing.
 
@@ -144,44 +154,42 @@ class Exporter:
 
         Args:
             again: makes a sink as it was, by its name: if a new one can't open, the old ones open once more.
+            meanwhile: called now and then while it waits; whether to wait no longer.
 
         Raises:
             UsageError: a new one can't open; all is as it was.
             HostprobeError: nor can an old one any more.
         """
         old = list(self.workers)
-        self._end([worker for worker in old if worker not in workers], timeout_seconds)
+        going = [worker for worker in old if worker not in workers]
+        places = {place for worker in going for place in owned(worker.settings).values()}
+        coming = [worker for worker in workers if worker not in old]
+        # What needs the place of none that goes opens before anything has ended.
+        heirs = [worker for worker in coming if not places.isdisjoint(owned(worker.settings).values())]
+        others = [worker for worker in coming if worker not in heirs]
+        _open(others)
+        self._end(going, timeout_seconds, meanwhile)
         try:
-            self._begin([worker for worker in workers if worker not in old])
+            _open(heirs)
         except UsageError:
+            _give_up(others)
             restored = [
                 worker if worker in workers else self._worker(again(worker.name), worker.timed_every) for worker in old
             ]
             self.workers[:] = [worker for worker in restored if worker in old]
+            anew = [worker for worker in restored if worker not in old]
             try:
-                self._begin([worker for worker in restored if worker not in old])
+                _open(anew)
+                _start(anew, going)
             except UsageError as error:
                 raise HostprobeError(f"a sink that was exchanged can't be opened again: {error}") from None
             self.workers[:] = restored
             self._group()
             raise
+        _start(coming, going)
         self.workers[:] = workers
         self._priorities = priorities
         self._group()
-
-    def _begin(self, workers: Sequence[SinkWorker]) -> None:
-        opened: list[SinkWorker] = []
-        try:
-            for worker in workers:
-                worker.open()
-                opened.append(worker)
-        except UsageError:
-            for worker in opened:
-                worker.finish(time.monotonic())
-                worker.join()
-            raise
-        for worker in workers:
-            worker.start()
 
     def publish(self, frame: Frame, serialize: Callable[[Output, Sequence[str]], Payload]) -> None:
         """Hands a frame to every sink's ring, written once for all sinks that want the same of it.
@@ -234,14 +242,22 @@ class Exporter:
         """
         return self._end(self.workers, timeout_seconds)
 
-    def _end(self, workers: Sequence[SinkWorker], timeout_seconds: float) -> int:
+    def _end(
+        self, workers: Sequence[SinkWorker], timeout_seconds: float, meanwhile: Callable[[], bool] = lambda: False
+    ) -> int:
         all_lost = 0
+        before = [worker.ring.drops[Drop.SHUTDOWN] for worker in workers]
         deadline = time.monotonic() + timeout_seconds
         for worker in workers:
             worker.finish(deadline)
         for worker in workers:
+            while (left := deadline - time.monotonic()) > 0 and not worker.has_ended_within(min(left, _SLICE_SECONDS)):
+                if meanwhile():
+                    deadline = time.monotonic()
+        for worker, lost_before in zip(workers, before, strict=True):
+            worker.finish(deadline)
             worker.join()
-            lost = worker.ring.drops[Drop.SHUTDOWN]
+            lost = worker.ring.drops[Drop.SHUTDOWN] - lost_before
             if lost and not worker.reader_gone:
                 all_lost += lost
                 self._log.warning("frames not delivered in time", sink=worker.name, dropped_frames=lost)
@@ -250,6 +266,33 @@ class Exporter:
     def _on_closed(self) -> None:
         self.reader_gone.set()
         self._wake()
+
+
+def _open(workers: Sequence[SinkWorker]) -> None:
+    """Opens all, or none."""
+    opened: list[SinkWorker] = []
+    try:
+        for worker in workers:
+            worker.open()
+            opened.append(worker)
+    except UsageError:
+        _give_up(opened)
+        raise
+
+
+def _give_up(opened: Sequence[SinkWorker]) -> None:
+    for worker in opened:
+        worker.finish(time.monotonic())
+        worker.join()
+
+
+def _start(workers: Sequence[SinkWorker], former: Sequence[SinkWorker]) -> None:
+    """Starts those that are open; one that takes the place of a former one of its name counts on from there."""
+    totals = {worker.name: worker for worker in former}
+    for worker in workers:
+        if worker.name in totals:
+            worker.go_on_from(totals[worker.name])
+        worker.start()
 
 
 def _output(worker: SinkWorker, least: Priority) -> Output:

@@ -89,10 +89,14 @@ class Frame:
         held = {name: table for name, table in before.items() if name in self._collected and name not in self._failed}
         return held | self.tables
 
-    def change(self, specs: Iterable[TableSpec]) -> None:
-        """Other tables may come from now on; what is known of those that stay goes along, and so does the sequence."""
+    def change(self, specs: Iterable[TableSpec], keeps: bool = True) -> None:
+        """Other tables may come from now on; the sequence goes on.
+
+        Args:
+            keeps: whether what is known of tables that stay goes along, for their rates.
+        """
         old, self.arena = self.arena, Arena(specs)
-        held = {name: old.before.tables[name] for name in self._collected} | self.tables
+        held = {name: old.before.tables[name] for name in self._collected} | self.tables if keeps else {}
         self._collected = set()
         for name, table in held.items():
             kept = self.arena.before.tables.get(name)

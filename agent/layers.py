@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -50,6 +51,16 @@ def read_toml(path: str) -> Tree:
         raise UsageError(f"{path}: {error}", "valid TOML") from None
 
 
+def demand_file(path: str) -> None:
+    """Raises a UsageError where there is something else than a regular file, which may have no end; "" is none."""
+    try:
+        is_file = not path or stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:  # whoever reads it says why
+        return
+    if not is_file:
+        raise UsageError(f"{path}: is no regular file", "a configuration file that can be read again")
+
+
 def drop_ins(path: str) -> list[str]:
     """The files of `conf.d` beside a configuration file that end in .toml, in the order of their names.
 
@@ -63,7 +74,10 @@ def drop_ins(path: str) -> list[str]:
         return []
     except OSError as error:
         raise UsageError(f"{folder}: {error.strerror}", "a directory that can be read") from None
-    return [os.path.join(folder, name) for name in names if name.endswith(".toml") and not name.startswith(".")]
+    files = [os.path.join(folder, name) for name in names if name.endswith(".toml") and not name.startswith(".")]
+    for file in files:
+        demand_file(file)
+    return files
 
 
 def renamed(layers: Iterable[Layer]) -> tuple[str, ...]:

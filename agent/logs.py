@@ -23,7 +23,7 @@ _LINES_MAX_THEN = 1
 """In each minute that follows one in which lines were held back."""
 _CAUSES_MAX = 256
 _OTHER = ("", "")
-"""The cause of what comes while there are `_CAUSES_MAX` others: all write (256 + 1) · (10 + 1) lines a minute at most."""
+"""The cause of what comes while there are `_CAUSES_MAX` others: (256 + 1) · (10 + 1) lines a minute at most."""
 _LATEST_MAX = 10
 _LATEST_ALIKE_MAX = 3
 _WORTH_KEEPING = LEVELS.index("warning")

@@ -11,6 +11,7 @@ from contextlib import suppress
 _SOCKET_VARIABLE = "NOTIFY_SOCKET"
 _WATCHDOG_VARIABLE = "WATCHDOG_USEC"
 _WATCHDOG_PID_VARIABLE = "WATCHDOG_PID"
+_WATCHDOG_SECONDS_MIN = 0.02  # one that wants to hear oftener would keep a CPU busy
 
 
 class Notifier:
@@ -44,7 +45,7 @@ class Notifier:
         microseconds = environment.get(_WATCHDOG_VARIABLE, "")
         is_ours = environment.get(_WATCHDOG_PID_VARIABLE, str(os.getpid())) == str(os.getpid())
         listens = self._socket is not None and is_ours and microseconds.isdecimal()
-        self.watchdog_seconds = int(microseconds) / 1e6 if listens else 0.0
+        self.watchdog_seconds = max(int(microseconds) / 1e6, _WATCHDOG_SECONDS_MIN) if listens else 0.0
         self._pinged_ns = clock_ns()
 
     @property

@@ -21,6 +21,12 @@ class Restraint:
     """Looks at the agent at most once a second; says how many ticks lie before the next frame.
 
     A ring in a file is no memory of the agent's: the kernel can have its pages back at any time.
+
+    Args:
+        cause: why the agent holds back already, which has been told.
+
+    Attributes:
+        cause: why it holds back; empty where it doesn't.
     """
 
     def __init__(
@@ -31,6 +37,7 @@ class Restraint:
         log: Log,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         cpu_ns: Callable[[], int] = time.process_time_ns,
+        cause: str = "",
     ) -> None:
         self._settings = settings
         self._meter = meter
@@ -42,7 +49,7 @@ class Restraint:
         self._file_bytes = sum(sink.settings.buffer.size for sink in sinks if sink.settings.buffer.path)
         self._looked_ns = 0
         self._history: deque[tuple[int, int, list[tuple[int, list[int]]]]] = deque(maxlen=_LOOKS)
-        self._cause = ""
+        self.cause = cause
         self._losing: set[str] = set()  # sinks in an episode of drops, which is logged once
         self._look()
 
@@ -67,11 +74,11 @@ class Restraint:
         self._history.append((self._meter.frames, self._cpu_ns(), counts))
         held_back, cause = throttle(self._strain(), self._settings.max_memory, self._settings.max_cpu_ratio)
         self._meter.throttle = held_back
-        if cause and cause != self._cause:  # how far is another figure at each look where it is the CPU
+        if cause and cause != self.cause:  # how far is another figure at each look where it is the CPU
             self._log.warning("agent holds back", cause=cause, throttle_ratio=round(held_back, 3))
-        elif self._cause and not cause:
+        elif self.cause and not cause:
             self._log.info("agent keeps its interval again")
-        self._cause = cause
+        self.cause = cause
 
     def _strain(self) -> Strain:
         frames_before, cpu_before, counts_before = self._history[0]

@@ -10,6 +10,9 @@ whole at every moment; of two whole ones the higher generation counts. A record 
 the state that holds it, and a state without a record before that record is written over: a
 process that is killed between any two stores leaves a file whose state is true.
 
+What stands before slot 0 but the process is the same in every version. All else of another version's file may mean
+something else: it is only read, and what its records don't bear out isn't believed.
+
 The kernel keeps what a killed process has stored. What a power failure keeps is a matter of `Sync`.
 """
 
@@ -89,6 +92,8 @@ class RingFile:
             if self.is_new:
                 _make(self._fd, path, size)
             elif os.fstat(self._fd).st_size != PAGE_BYTES + size:
+                with memoryview(os.pread(self._fd, PAGE_BYTES, 0)) as page:
+                    _check_version(page, path)
                 raise DamagedError(f"{path}: has another size than {PAGE_BYTES + size} bytes")
             self._map = mmap.mmap(self._fd, PAGE_BYTES + size)
         except Exception as error:
@@ -169,22 +174,38 @@ def read_state(page: memoryview, size: int, path: str) -> tuple[int, State]:
         DamagedError: the page is not one of a ring of this size and version, or no slot is whole.
     """
     head = bytes(page[: _HEAD.size])
-    magic, version, page_bytes, block_bytes = _HEAD.unpack(head)
+    magic, _, page_bytes, block_bytes = _HEAD.unpack(head)
     if magic != _MAGIC:
         raise DamagedError(f"{path}: is no ring")
     if not _is_checked(page[: _HEAD.size + CHECKSUM.size]):
         raise DamagedError(f"{path}: its head is damaged")
-    if (version, page_bytes, block_bytes) != (VERSION, PAGE_BYTES, size):
-        raise DamagedError(f"{path}: is a ring of version {version} and {block_bytes} bytes, not {VERSION} and {size}")
+    _check_version(page, path)
+    if (page_bytes, block_bytes) != (PAGE_BYTES, size):
+        raise DamagedError(f"{path}: is a ring of {block_bytes} bytes, not {size}")
     latest = latest_state(page)
     if latest is None:
         raise DamagedError(f"{path}: neither of its two states is whole")
     return latest
 
 
+def _check_version(page: memoryview, path: str) -> None:
+    version = other_version(page)
+    if version is not None and _is_checked(page[: _HEAD.size + CHECKSUM.size]):
+        age = "newer" if version > VERSION else "older"
+        raise DamagedError(f"{path}: is a ring of version {version}, {age} than {VERSION}, which is this hostprobe's")
+
+
 def is_ring(page: bytes) -> bool:
     """Whether a file that begins so is, or was, a ring."""
     return len(page) == PAGE_BYTES and page.startswith(_MAGIC)
+
+
+def other_version(page: memoryview | bytes) -> int | None:
+    """The version of a ring that isn't of ours, maybe by damage; None for one of ours and for what is no ring."""
+    if len(page) < _HEAD.size or page[: len(_MAGIC)] != _MAGIC:
+        return None
+    version = int(_HEAD.unpack_from(page)[1])
+    return None if version == VERSION else version
 
 
 def block_bytes(page: memoryview) -> int:
@@ -223,9 +244,10 @@ def owner_pid(page: memoryview) -> int:
     return int(_PID.unpack_from(page, _PID_AT)[0])
 
 
-def set_aside_name(path: str) -> str:
-    """A name beside a file that isn't taken, with the time."""
-    name = stamped = f"{path}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+def set_aside_name(path: str, version: int | None = None) -> str:
+    """A name beside a file that isn't taken, with the time; and with the version where it is another one's."""
+    marked = path if version is None else f"{path}.version{version}"
+    name = stamped = f"{marked}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     number = 1
     while os.path.lexists(name):
         name, number = f"{stamped}.{number}", number + 1
@@ -253,7 +275,8 @@ def locked(path: str) -> int:
         except FileNotFoundError:
             pass  # renamed or removed since it was opened
         except BlockingIOError:
-            pid = int.from_bytes(os.pread(fd, _PID.size, _PID_AT), "little")
+            page = os.pread(fd, PAGE_BYTES, 0)
+            pid = 0 if other_version(page) else int.from_bytes(page[_PID_AT : _PID_AT + _PID.size], "little")
             owner = f"process {pid}" if pid else "another process"
             os.close(fd)
             raise UsageError(f"{path}: {owner} has it open", "a ring's file for each agent and sink") from None
@@ -270,7 +293,8 @@ def locked(path: str) -> int:
 
 def _sign(fd: int) -> None:
     with suppress(OSError):  # whoever is refused is told a wrong number, and that is all
-        if is_ring(os.pread(fd, PAGE_BYTES, 0)):
+        page = os.pread(fd, PAGE_BYTES, 0)
+        if is_ring(page) and other_version(page) is None:
             os.pwrite(fd, _PID.pack(os.getpid()), _PID_AT)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -175,3 +175,12 @@ def _next_mark(block: memoryview, place: int) -> int:
             return place + int(hits[0]) * ALIGN
         place += _SEARCHED_BYTES
     return len(block)
+
+
+def slices(whole: memoryview, claimed: Sequence[Record]) -> list[memoryview]:
+    """Each payload of a batch in the buffer where they lie one behind the other."""
+    slices, start = [], 0
+    for record in claimed:
+        slices.append(whole[start : start + record.size])
+        start += record.size
+    return slices

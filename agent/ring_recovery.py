@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from agent.ring_file import (
     is_ring,
     latest_state,
     locked,
+    other_version,
     set_aside_name,
 )
 from agent.ring_records import (
@@ -124,6 +126,32 @@ def with_newest(page: memoryview, block: memoryview, state: State) -> State:
     return state
 
 
+def searched(whole: memoryview) -> tuple[memoryview, State | None]:
+    """Where in a file's bytes to look for records, and the state that tells which of them it holds.
+
+    The state is None where none is whole, or it can't be relied on: a file of another version may have other
+    things in the same place. Then whatever is whole counts, anywhere in the file: a record that comes twice
+    is better than one that never comes.
+    """
+    with whole[:PAGE_BYTES] as page:
+        latest, is_ours = latest_state(page), other_version(page) is None
+        block = whole[PAGE_BYTES:]
+        state = with_newest(page, block, latest[1]) if latest else None
+    if is_ours or (state is not None and _bears_out(block, state)):
+        return block, state
+    block.release()
+    return whole[:], None
+
+
+def _bears_out(block: memoryview, state: State) -> bool:
+    """Whether the whole records of a block are those of a state: the oldest where it says, the newest the last."""
+    oldest = whole_at(block, state.tail) if state.tail < len(block) else None
+    if state.headers and (oldest is None or oldest.number != (state.number - state.headers) & NUMBER_MASK):
+        return False
+    newest = deque(survivors(block, None), maxlen=1)
+    return newest[0].header.number == (state.number - 1) & NUMBER_MASK if newest else not state.number
+
+
 def _whole(block: memoryview, state: State) -> State:
     """The state that ends before the first record that is not whole."""
     headers = records = 0
@@ -156,7 +184,7 @@ def _salvaged(path: str, size: int, when_full: WhenFull, sync: Sync, instance: b
             with mapped(lock) as whole:
                 lost = _recover(ring, whole)
             file.flush()
-            aside = _set_aside(path, file)
+            aside = _set_aside(path, file, other_version(os.pread(lock, PAGE_BYTES, 0)))
         except Exception:
             file.close()
             os.unlink(fresh)
@@ -169,12 +197,12 @@ def _salvaged(path: str, size: int, when_full: WhenFull, sync: Sync, instance: b
     return Opened(ring, [f"{reason}; set aside as {aside}, {kept}"])
 
 
-def _set_aside(path: str, fresh: RingFile) -> str:
+def _set_aside(path: str, fresh: RingFile, version: int | None) -> str:
     """Gives a file another name, and its own to a new ring; returns the other one.
 
     Where a file can't have two names, a kill between the two renames leaves none at `path`.
     """
-    aside = set_aside_name(path)
+    aside = set_aside_name(path, version)
     try:
         os.link(path, aside)
     except OSError as error:
@@ -201,15 +229,28 @@ def mapped(fd: int) -> Iterator[memoryview]:
 
 def _recover(ring: Ring, whole: memoryview) -> int:
     """Pushes what is whole in a file's bytes; returns how many records were lost, 1 where nothing tells how many."""
-    page, block = whole[:PAGE_BYTES], whole[PAGE_BYTES:]
-    with page, block:
-        latest = latest_state(page)
-        state = with_newest(page, block, latest[1]) if latest else None
+    block, state = searched(whole)
+    with block:
         kept = 0
         for place, header in survivors(block, state):
             with block[place + HEADER.size : place + HEADER.size + header.length] as payload:
                 ring.recover(header, payload)
             kept += header.records
-        lost = state.records - kept if state else int(is_ring(bytes(page)) or kept > 0)
+        lost = state.records - kept if state else int(is_ring(bytes(whole[:PAGE_BYTES])) or kept > 0)
     ring.recover_damaged(lost)
     return lost
+
+
+def check_place(path: str) -> None:
+    """Finds out whether a ring's file could be opened at a path, "" for none, without touching it.
+
+    Raises:
+        UsageError: it couldn't.
+    """
+    folder = os.path.dirname(path) or "."
+    if path and not os.path.isdir(folder):
+        raise UsageError(f"{path}: its directory is absent", "a directory to write in")
+    if path and os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{path}: is no regular file", "a file for a ring")
+    if path and not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UsageError(f"{path}: it can't be written", "a file for a ring that can be written")

@@ -7,23 +7,23 @@ doors: taken, or dropped for a reason that is counted. Always: pushed + recovere
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
+from operator import add
 
 from agent.delivery import Breaker, Circuit, Drop, batch_records, pause_seconds
-from agent.errors import RejectedError, SinkClosedError, SinkError, UsageError
+from agent.errors import RejectedError, SinkClosedError, SinkError, UsageError, free_frames
 from agent.frame import Frame
 from agent.latency import LatencyHistogram
 from agent.logs import Episode, Log
 from agent.pool import BUFFER_START_BYTES
 from agent.ring import NO_INSTANCE, Ring
-from agent.ring_records import Payload, Record, need
-from agent.ring_recovery import open_ring
+from agent.ring_records import Payload, Record, need, slices
+from agent.ring_recovery import check_place, open_ring
 from agent.sinks.sink import Sink, SinkSettings
 
 
@@ -54,6 +54,7 @@ class SinkWorker:
         clock_ns: the monotonic clock that frames are stamped with.
 
     Attributes:
+        sink: what it delivers to.
         ring: the sink's ring, once it is open.
         sent_bytes: payload bytes delivered since the start.
         failures, retries: deliveries that failed; those that were tried again.
@@ -85,7 +86,7 @@ class SinkWorker:
         self.oversized_bytes = 0
         self.breaker = Breaker()
         self.reader_gone = False
-        self._sink = config.sink
+        self.sink = config.sink
         self._place = config.place or f"sinks.{config.name}"
         self._log = log
         self._on_closed = on_closed
@@ -110,11 +111,6 @@ class SinkWorker:
     def circuit(self) -> Circuit:
         """What the breaker is at this moment."""
         return self.breaker.at(self._now_seconds()).circuit
-
-    @property
-    def sink(self) -> Sink:
-        """What it delivers to."""
-        return self._sink
 
     @property
     def has_crashed(self) -> bool:
@@ -147,7 +143,7 @@ class SinkWorker:
             what = f"{self._place}.buffer.size = {buffer.size}: {error.strerror}"
             raise UsageError(what, "buffers that this host has memory for") from None
         with self._usage_errors():
-            self._sink.open()
+            self.sink.open()
         self._tell_notices()
 
     def check(self) -> None:
@@ -156,19 +152,18 @@ class SinkWorker:
         Raises:
             UsageError: one of them couldn't.
         """
-        path = self.settings.buffer.path
-        if path and not os.path.isdir(os.path.dirname(path) or "."):
-            raise UsageError(f"{self._place}.buffer.path: {path}: its directory is absent", "a directory to write in")
-        if path and os.path.exists(path) and not os.path.isfile(path):
-            raise UsageError(f"{self._place}.buffer.path: {path}: is no regular file", "a file for a ring")
+        try:
+            check_place(self.settings.buffer.path)
+        except UsageError as error:
+            raise UsageError(f"{self._place}.buffer.path: {error}") from None
         with self._usage_errors():
-            getattr(self._sink, "check", self._sink.open)()
+            getattr(self.sink, "check", self.sink.open)()
+            self.sink.close()
         self._tell_notices()
-        self._sink.close()
 
     def _tell_notices(self) -> None:
         """Logs what the sink has to say, each once."""
-        notices = getattr(self._sink, "notices", [])
+        notices = getattr(self.sink, "notices", [])
         while notices:
             self._log.warning("sink says", sink=self.name, reason=notices.pop(0))
 
@@ -179,6 +174,8 @@ class SinkWorker:
             yield
         except UsageError as error:
             raise UsageError(f"{self._place}: {error}") from None
+        except Exception as error:  # somebody else's sink
+            raise UsageError(f"{self._place}: {type(error).__name__}: {error}") from None
 
     def start(self) -> None:
         self._thread.start()
@@ -210,8 +207,29 @@ class SinkWorker:
         self._ended.set()
         self._leave()
         if not self._thread.is_alive():
-            self._sink.close()
-            self.ring.unmap()
+            self._close_sink()
+        self.ring.unmap()  # a thread that hangs settles nothing any more
+
+    def has_ended_within(self, seconds: float) -> bool:
+        """Waits for the thread at most so long; whether it has ended, or never ran."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def go_on_from(self, former: SinkWorker) -> None:
+        """Counts on from where the sink's former worker ended; the ring is open, and nothing pushed yet."""
+        ring, before = self.ring, former.ring
+        ring.pushed += before.pushed - before.account[2]  # what it left in its file, this ring has found there
+        ring.recovered, ring.taken = ring.recovered + before.recovered, ring.taken + before.taken
+        ring.drops[:] = map(add, ring.drops, before.drops)
+        self.sent_bytes, self.thinned_frames = former.sent_bytes, former.thinned_frames
+        self.failures, self.retries = former.failures, former.retries
+
+    def _close_sink(self) -> None:
+        try:
+            self.sink.close()
+        except Exception as error:  # somebody else's sink
+            self._log.warning("sink does not close", sink=self.name, reason=repr(error))
 
     def _now_seconds(self) -> float:
         return self._clock_ns() / 1e9
@@ -224,6 +242,11 @@ class SinkWorker:
             self.ring.drop_held(Drop.SHUTDOWN)
 
     def _run(self) -> None:
+        self._claim_and_deliver()
+        if self._ended.is_set() and not self.reader_gone:
+            self._close_sink()  # nobody has waited for it so long
+
+    def _claim_and_deliver(self) -> None:
         buffer = bytearray(BUFFER_START_BYTES)
         batch = self.settings.batch
         while not self._ended.is_set():
@@ -232,7 +255,7 @@ class SinkWorker:
             if not claimed:
                 return
             with memoryview(buffer) as whole:
-                payloads = _slices(whole, claimed)
+                payloads = slices(whole, claimed)
                 goes_on = self._deliver(claimed, payloads)
                 for payload in payloads:
                     payload.release()
@@ -263,7 +286,7 @@ class SinkWorker:
         began = self._now_seconds()
         self._set_breaker(self.breaker.at(began))
         try:
-            self._sink.deliver(payloads)
+            self.sink.deliver(payloads)
         except SinkClosedError as error:
             settled = self._settle(batch[: error.delivered])
             self._on_reader_gone()
@@ -277,12 +300,12 @@ class SinkWorker:
             self._count_rejection(str(error))
             return len(batch), None
         except SinkError as error:
-            _free_frames(error)
+            free_frames(error)
             self._tell_notices()
             settled = self._settle(batch[: error.delivered])
             return settled, self._count_failure(str(error), began, error.retry_after_seconds or 0.0)
         except Exception as error:  # a defect in a sink must not end its thread unseen
-            _free_frames(error)
+            free_frames(error)
             return 0, self._count_failure(f"{type(error).__name__}: {error}", began)
         self._settle(batch)
         self._tell_notices()
@@ -375,26 +398,3 @@ class SinkWorker:
         self._leave()
         self._ended.set()
         self._on_closed()
-
-
-def _free_frames(error: Exception) -> None:
-    """Frees what the calls that failed held, such as a request's body.
-
-    Libraries keep an error in a variable of the call that raises it. That is a cycle, and the collector, which
-    is seldom woken here, would come for it after a thousand failures.
-    """
-    import traceback  # which the log needs as well, and a healthy agent doesn't
-
-    chained: BaseException | None = error
-    while chained is not None:
-        traceback.clear_frames(chained.__traceback__)
-        chained = chained.__context__
-
-
-def _slices(whole: memoryview, claimed: Sequence[Record]) -> list[memoryview]:
-    """Each payload of a batch in the buffer where they lie one behind the other."""
-    slices, start = [], 0
-    for record in claimed:
-        slices.append(whole[start : start + record.size])
-        start += record.size
-    return slices

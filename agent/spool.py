@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from agent.errors import UsageError
-from agent.ring_file import PAGE_BYTES, DamagedError, block_bytes, is_ring, latest_state, owner_pid, read_state
+from agent.ring_file import PAGE_BYTES, DamagedError, block_bytes, is_ring, other_version, owner_pid, read_state
 from agent.ring_records import FIELDS, HEADER, NUMBER_MASK, Header, State, checksum, need, survivors, whole_at
-from agent.ring_recovery import mapped, with_newest
+from agent.ring_recovery import mapped, searched, with_newest
 from agent.units import Size
 
 
@@ -106,7 +106,8 @@ class Spool:
             raise UsageError(f"{path}: is no ring", "a file that hostprobe keeps a sink's buffer in")
         with memoryview(page) as view:
             self.report = Report(path, block_bytes(view))
-            if _is_locked(self._fd):
+            self.report.process = _locker(self._fd)
+            if self.report.process is not None and other_version(page) is None:
                 self.report.process = owner_pid(view)
 
     def close(self) -> None:
@@ -118,8 +119,9 @@ class Spool:
         with mapped(self._fd) as whole, whole[:PAGE_BYTES] as page, whole[PAGE_BYTES:] as block:
             state = self._state(page, block)
             if state is None:
-                latest = latest_state(page)  # as an agent that opens it does: what was delivered stays so
-                yield from self._survivors(block, with_newest(page, block, latest[1]) if latest else None)
+                area, known = searched(whole)  # as an agent that opens it does: what was delivered stays so
+                with area:
+                    yield from self._survivors(area, known)
                 return
             self.report.used_bytes = state.used
             place, number, last = state.tail, state.number - state.headers, state.number
@@ -175,12 +177,15 @@ def _copy_at(block: memoryview, place: int, number: int) -> tuple[Header, bytes]
     return (header, payload) if checksum(FIELDS.pack(*header[1:]), payload) == header.checksum else None
 
 
-def _is_locked(fd: int) -> bool:
-    """Whether a process holds the lock, by the kernel's list: asking for it could refuse an agent that starts."""
+def _locker(fd: int) -> int | None:
+    """The process that holds the lock, by the kernel's list: asking for it could refuse an agent that starts.
+
+    The kernel names one of another PID namespace 0; the file itself knows better, where it is of our version.
+    """
     status = os.fstat(fd)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
         with open("/proc/locks", encoding="ascii") as locks:  # proc_locks(5): … FLOCK ADVISORY WRITE pid device …
-            return any(device in line.split() for line in locks)
+            return next((int(entry[4]) for entry in map(str.split, locks) if device in entry), None)
     except OSError:
-        return False
+        return None

@@ -142,7 +142,6 @@ class AgentProbe:
         self._probes = probes
         self._sinks = sinks
         self._probe_labels: list[Labels] = [(meter.name,) for meter in probes]
-        self._sink_labels: list[Labels] = [(worker.name,) for worker in sinks]
         self._memory = ProcessMemory()
 
     def collect(self, frame: Frame) -> None:
@@ -152,8 +151,9 @@ class AgentProbe:
         table.counters[:count, 0] = [meter.failures for meter in self._probes]
         table.gauges[:count] = [(meter.seconds, meter.up) for meter in self._probes]
         table = frame.open(AGENT_SINK)
-        table.claim(self._sink_labels)
-        for row, worker in enumerate(self._sinks):
+        workers = list(self._sinks)  # a reload exchanges them
+        table.claim([(worker.name,) for worker in workers])
+        for row, worker in enumerate(workers):
             oldest = worker.ring.oldest_stamp_ns
             sent, dropped, backlog = worker.frames
             circuit, ring = worker.circuit, worker.ring

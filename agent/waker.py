@@ -45,6 +45,11 @@ class Waker:
         if _RELOAD is not None:
             signal.signal(_RELOAD, self._on_reload)
 
+    def ignore_reload(self) -> None:
+        """SIGHUP does nothing any more, also while the interpreter ends."""
+        if _RELOAD is not None:
+            signal.signal(_RELOAD, signal.SIG_IGN)
+
     def _on_reload(self, number: int, frame: FrameType | None) -> None:
         self.reload_is_due = True
 

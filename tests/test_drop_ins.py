@@ -69,7 +69,7 @@ def test_a_mistake_names_its_file(path: Path, text: str, message: str) -> None:
 
 def test_one_that_is_no_file_is_a_mistake(path: Path) -> None:
     (path.parent / "conf.d" / "10.toml").mkdir()
-    with pytest.raises(UsageError, match=r"conf\.d/10\.toml: Is a directory: expected a configuration file"):
+    with pytest.raises(UsageError, match=r"conf\.d/10\.toml: is no regular file: expected a configuration file"):
         load(str(path), environment={})
 
 

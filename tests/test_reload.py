@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from agent.control import ask
+from tests.hosts import saved_host
 from tests.processes import PATIENCE_SECONDS, ended, environment, output, started, until
 
 RELOADS = 100
@@ -31,10 +33,11 @@ class Running:
         self.manager.bind(str(folder / "notify"))
         self.manager.settimeout(PATIENCE_SECONDS)
 
-    def write(self, *, interval: str = "10ms", sockets: str = "", more: str = "") -> None:
+    def write(self, *, interval: str = "10ms", sockets: str = "", more: str = "", agent: str = "") -> None:
         """Writes the configuration: a file sink `main`, no sockets unless given."""
         text = (
-            f'[agent]\ninterval = "{interval}"\nalign = false\n[probes.sockets]\n{sockets or "enabled = false"}\n'
+            f'[agent]\ninterval = "{interval}"\nalign = false\n{agent}'
+            f"[probes.sockets]\n{sockets or 'enabled = false'}\n"
             f'[sinks.main]\ntype = "file"\npath = "{self.out}"\n{more}'
         )
         new = self.config.with_suffix(".new")
@@ -179,8 +182,6 @@ def test_tags_and_host_name_and_interval_change_without_a_new_run(running: Runni
 
 
 def test_another_root_is_read_from_then_on(running: Running) -> None:
-    from tests.hosts import saved_host
-
     running.write()
     running.start()
     running.until_line(lambda line: line["sequence"] >= 3)
@@ -192,6 +193,124 @@ def test_another_root_is_read_from_then_on(running: Running) -> None:
     boots = int((saved_host("vm") / "proc/stat").read_text().partition("btime ")[2].split()[0])
     running.until_line(lambda line: line["host_table"]["boot_time_unix_seconds"] == boots)
     assert os.path.exists(f"/proc/{running.process.pid}")
+    running.stop()
+
+
+def test_a_sink_that_hangs_is_exchanged_and_its_frames_go_to_the_next(running: Running) -> None:
+    """Its thread is still delivering when its time is up; its ring is in a file."""
+    ring = f'buffer.path = "{running.folder}/ring"\n'
+    sink = f'[sinks.peer]\ntype = "tcp"\ntimeout = "30s"\nbatch.records = 1\n{ring}address = '
+    with socket.create_server(("127.0.0.1", 0)) as stalling, socket.create_server(("127.0.0.1", 0)) as taking:
+        stalling.settimeout(PATIENCE_SECONDS)
+        taking.settimeout(PATIENCE_SECONDS)
+        short = 'shutdown_timeout = "100ms"\n'
+        running.write(more=f'{sink}"127.0.0.1:{stalling.getsockname()[1]}"\n', agent=short)
+        running.start()
+        held, _ = stalling.accept()  # and nobody reads from it
+        with held:
+            running.until_line(lambda line: line["sequence"] >= 50)
+            running.write(more=f'{sink}"127.0.0.1:{taking.getsockname()[1]}"\n', agent=short)
+            assert "failed" not in running.reload()
+            connection, _ = taking.accept()
+            with connection, connection.makefile("rb") as file:
+                first = json.loads(file.readline())["sequence"]
+                sequences = [json.loads(file.readline())["sequence"] for _ in range(40)]
+    assert sequences == list(range(first + 1, first + 41))
+    running.stop()
+    last = running.lines()[-1]
+    (row,) = [row for row in last["agent_sink"] if row["sink"] == "peer"]
+    assert row["dropped_frames_total"] == 0
+    assert row["sent_frames_total"] >= first - 1
+
+
+def test_what_an_exchange_drops_is_counted(running: Running) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dead = server.getsockname()[1]
+    peer = f'[sinks.peer]\ntype = "tcp"\naddress = "127.0.0.1:{dead}"\n'
+    short = 'shutdown_timeout = "50ms"\n'
+    running.write(more=peer, agent=short)
+    running.start()
+    running.until_line(lambda line: line["sequence"] >= 10)
+    running.write(more=f'{peer}retry.max_age = "1h"\n', agent=short)
+    running.reload()
+
+    def row(line: dict[str, Any]) -> dict[str, Any]:
+        return next(row for row in line["agent_sink"] if row["sink"] == "peer")
+
+    last = running.until_line(lambda line: row(line)["dropped_shutdown_frames_total"] >= 10)
+    counts = row(last)
+    assert counts["dropped_frames_total"] == counts["dropped_shutdown_frames_total"]
+    # All frames before this one have been pushed.
+    assert (
+        counts["sent_frames_total"] + counts["dropped_frames_total"] + counts["backlog_frames"] == last["sequence"] - 1
+    )
+    running.stop()
+
+
+def test_another_host_makes_no_rates_with_this_one(running: Running) -> None:
+    running.write()
+    running.start()
+    running.until_line(lambda line: line["sequence"] >= 3)
+    running.write(agent=f'root = "{saved_host("vm")}"\n')
+    running.reload()
+    boots = int((saved_host("vm") / "proc/stat").read_text().partition("btime ")[2].split()[0])
+    running.until_line(lambda line: line["host_table"]["boot_time_unix_seconds"] == boots)
+    running.stop()
+    first = next(line for line in running.lines() if line["host_table"]["boot_time_unix_seconds"] == boots)
+    assert first["cpu"]["usage_ratio"] is None
+    assert {row["receive_bytes_per_second"] for row in first["network"]} == {None}
+
+
+def test_what_is_no_file_any_more_is_not_waited_for(running: Running) -> None:
+    running.write()
+    running.start()
+    running.config.unlink()
+    os.mkfifo(running.config)
+    assert "is no regular file" in running.reload()
+    running.config.unlink()
+    running.write()
+    (running.folder / "conf.d").mkdir()
+    os.mkfifo(running.folder / "conf.d/10.toml")
+    assert "conf.d/10.toml: is no regular file" in running.reload()
+    running.stop()
+
+
+def test_a_reload_that_waits_pings_and_ends_with_the_agent(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as stalling, running.manager:
+        stalling.settimeout(PATIENCE_SECONDS)
+        peer = f'[sinks.peer]\ntype = "tcp"\ntimeout = "1h"\naddress = "127.0.0.1:{stalling.getsockname()[1]}"\n'
+        running.write(more=peer, agent='shutdown_timeout = "1h"\n')
+        running.process = started(
+            "run", "--config", running.config,
+            env=environment(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="600000"),
+        )  # fmt: skip
+        held, _ = stalling.accept()
+        with held:
+            running.until_line(lambda line: line["sequence"] >= 50)
+            running.write(agent='shutdown_timeout = "1h"\n')
+            running.process.send_signal(signal.SIGHUP)
+            while not running.hears().startswith("RELOADING=1"):
+                pass
+            assert [running.hears() for _ in range(3)] == ["WATCHDOG=1"] * 3
+            running.write(agent='shutdown_timeout = "10ms"\n')
+            running.process.send_signal(signal.SIGTERM)
+            status, _, _ = ended(running.process)
+            assert status in (0, 1)  # what the peer didn't take is lost
+
+
+def test_the_control_socket_moves(running: Running) -> None:
+    first, second = running.folder / "first.sock", running.folder / "second.sock"
+    running.write(agent=f'control_socket = "{first}"\n')
+    running.start()
+    assert ask(str(first)).reloads == 0
+    running.write(agent=f'control_socket = "{second}"\n')
+    running.reload()
+    assert ask(str(second)).reloads == 1
+    assert not first.exists()
+    running.write(agent=f'control_socket = "{running.folder}/no/such.sock"\n')
+    assert "reload failed" in running.reload()
+    assert ask(str(second)).reload_failures == 1
     running.stop()
 
 

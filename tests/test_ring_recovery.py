@@ -24,13 +24,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from agent import ring_recovery
+from agent import ring_file, ring_recovery
 from agent.delivery import Drop, WhenFull
 from agent.errors import UsageError
 from agent.ring import Ring
 from agent.ring_file import PAGE_BYTES, Sync, locked
 from agent.ring_records import HEADER, walk
 from agent.ring_recovery import open_ring
+from agent.spool import Spool
 from tests.ring_model import INSTANCE, Held, RingMachine, drained
 from tests.test_ring import check_several_writers
 
@@ -480,13 +481,172 @@ def test_empty_and_all_zero_files_are_fresh(size: int) -> None:
     assert reopened(bytes(size)) == Reopened([], [], 0, 0, [])
 
 
-def test_another_version_is_set_aside(sample: Sample) -> None:
-    content = bytearray(sample.content)
-    content[16:20] = struct.pack("<I", 2)
-    content[32:36] = struct.pack("<I", zlib.crc32(content[:32]))
-    result = reopened(bytes(content))
-    assert (result.numbers, len(result.aside)) == (sample.held, 1)
-    assert "is a ring of version 2 and 600 bytes, not 1 and 600" in result.notices[0]
+# Other versions ------------------------------------------------------------------------------
+
+
+def of_version(content: bytes, version: int, **head: int) -> bytes:
+    """A file's content as a ring of another version, with its head's checksum made right."""
+    changed = bytearray(content)
+    changed[16:20] = struct.pack("<I", version)
+    changed[20:24] = struct.pack("<I", head.get("page_bytes", PAGE_BYTES))
+    changed[32:36] = struct.pack("<I", zlib.crc32(changed[:32]))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(("version", "age"), [(0, "older"), (2, "newer"), (0xFFFF_FFFF, "newer")])
+def test_another_version_is_set_aside_whole_and_its_records_are_kept(sample: Sample, version: int, age: str) -> None:
+    content = of_version(sample.content, version)
+    for size in (SIZE, 9000):
+        result = reopened(content, size)
+        assert (result.numbers, result.damaged, result.recovered) == (sample.held, 0, len(sample.held))
+        (notice,), (aside,) = result.notices, result.aside
+        assert f"is a ring of version {version}, {age} than 1, which is this hostprobe's; set aside as " in notice
+        assert notice.endswith(f"{len(sample.held)} records kept")
+        assert re.fullmatch(rf"ring\.version{version}\.\d{{8}}T\d{{6}}Z", aside.name)
+
+
+def test_not_a_byte_of_another_version_is_touched(sample: Sample, tmp_path: Path) -> None:
+    """Neither by who sets it aside, nor by who is refused, nor by who looks into it."""
+    path = tmp_path / "ring"
+    content = of_version(sample.content[:64] + bytes(range(8)) + sample.content[72:], 2)
+    path.write_bytes(content)
+    lock = locked(str(path))
+    with pytest.raises(UsageError, match=r"/ring: another process has it open"):
+        open_ring(str(path), SIZE)
+    spool = Spool(str(path))
+    assert [header.sequence for header, _ in spool.records()] == sample.held
+    assert spool.report.process == os.getpid()
+    spool.close()
+    os.close(lock)
+    assert path.read_bytes() == content
+    open_ring(str(path), SIZE).ring.unmap()
+    (aside,) = (other for other in tmp_path.iterdir() if other != path)
+    assert aside.read_bytes() == content
+
+
+def slots_of(content: bytes, change: Callable[[list[int]], list[int]]) -> bytes:
+    """A file whose states have other numbers in the same places, with checksums that are right."""
+    changed = bytearray(content)
+    for slot in SLOTS_AT:
+        numbers = change(list(struct.unpack_from("<8Q", changed, slot)))
+        packed = struct.pack("<8Q", *numbers)
+        changed[slot : slot + SLOT_BYTES] = packed + struct.pack("<I", zlib.crc32(packed))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda numbers: [numbers[0], *numbers[:0:-1]],
+        lambda numbers: [numbers[0], 0, 0, SIZE, 0, 0, 0, 0],
+        lambda numbers: [numbers[0], 0, 0, SIZE, 0, 0, 0, 1 << 20],
+        lambda numbers: [*numbers[:-1], numbers[-1] - 1],
+        lambda numbers: [*numbers[:5], numbers[5] - 2, numbers[6], numbers[7] - 2],
+        lambda numbers: [*numbers[:5], 1, 1, numbers[7]],
+        lambda numbers: [*numbers[:2], 1 << 40, *numbers[3:]],
+        lambda numbers: [1 << 63] * 8,
+    ],
+)
+def test_what_another_versions_states_say_must_be_borne_out_by_the_records(
+    sample: Sample, change: Callable[[list[int]], list[int]], tmp_path: Path
+) -> None:
+    """Its numbers may mean something else: no record that can be read is given up for them."""
+    content = slots_of(of_version(sample.content, 2), change)
+    result = reopened(content)
+    assert result.numbers[-len(sample.held) :] == sample.held
+    assert (result.damaged, len(result.aside)) == (1, 1)
+    (tmp_path / "ring").write_bytes(content)
+    spool = Spool(str(tmp_path / "ring"))
+    assert [header.sequence for header, _ in spool.records()] == result.numbers, "spool says what would be kept"
+    spool.close()
+
+
+@pytest.mark.parametrize("first_page", [64, 2048, 4096, 8192])
+def test_records_of_another_version_are_found_where_its_block_lies(sample: Sample, first_page: int) -> None:
+    head = of_version(sample.content, 2, page_bytes=first_page)[:64]
+    result = reopened(head.ljust(first_page, b"\0") + sample.content[PAGE_BYTES:] + bytes(16))
+    assert result.numbers[-len(sample.held) :] == sample.held
+    assert len(result.aside) == 1
+
+
+def test_what_was_delivered_of_another_version_does_not_come_again(tmp_path: Path) -> None:
+    """Also where all was, and where nothing was ever pushed."""
+    for pushed, taken in ((6, 4), (6, 6), (1, 1), (0, 0)):
+        path = tmp_path / f"{pushed}-{taken}"
+        ring = open_ring(str(path), SIZE, instance=INSTANCE).ring
+        for number in range(pushed):
+            ring.push(payload_of(number), number, number * SECOND, 1, number * SECOND)
+        ring.claim(bytearray(), taken)
+        ring.settle(taken)
+        ring.unmap()
+        result = reopened(of_version(path.read_bytes(), 7))
+        assert (result.numbers, result.damaged) == (list(range(taken, pushed)), 0)
+
+
+def test_any_truncation_of_another_version(sample: Sample) -> None:
+    for length in [36, 1023, 2116, *range(PAGE_BYTES, len(sample.content), 7)]:
+        result = reopened(of_version(sample.content, 2)[:length])
+        whole = [number for number, place in sample.places.items() if PAGE_BYTES + place.stop <= length]
+        assert set(whole) <= set(result.numbers)
+        assert len(result.aside) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_behind_another_versions_head(sample: Sample, seed: int) -> None:
+    noise = random.Random(seed)
+    content = of_version(sample.content[:36], 2) + noise.randbytes(noise.randrange(9000))
+    result = reopened(content)
+    assert (result.numbers, len(result.aside)) == ([], 1)
+    assert result.damaged == (len(content) >= PAGE_BYTES)
+
+
+def test_up_and_down_and_up_again_loses_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change of the version sets a file aside, and none takes the place of another; all can be looked into."""
+    path = tmp_path / "ring"
+    asides: dict[str, bytes] = {}
+    delivered: list[int] = []
+    for round_, version in enumerate((1, 2, 1, 1, 3, 2, 1)):
+        monkeypatch.setattr(ring_file, "VERSION", version)
+        opened = open_ring(str(path), 9000, instance=INSTANCE)
+        ring = opened.ring
+        for number in range(10 * round_, 10 * round_ + 10):
+            ring.push(payload_of(number), number, number * SECOND, 1, number * SECOND)
+        delivered += [record.sequence for record in ring.claim(bytearray(), 7)]
+        ring.settle(7)
+        ring.unmap()
+        for name, content in asides.items():
+            assert (tmp_path / name).read_bytes() == content
+        new = {other.name for other in tmp_path.iterdir()} - asides.keys() - {"ring"}
+        assert len(new) == len(opened.notices) == (round_ > 0 and round_ != 3)
+        asides.update({name: (tmp_path / name).read_bytes() for name in new})
+    assert delivered == list(range(49))
+    assert len(asides) == 5
+    for name in asides:
+        run = subprocess.run(
+            [sys.executable, "-m", "agent", "spool", tmp_path / name, "--dump"],
+            capture_output=True,
+            timeout=60,
+            cwd=Path(__file__).parents[1],
+            check=False,
+        )
+        assert run.stdout.splitlines()
+        is_of_this = ".version1." in name
+        assert (run.returncode, b"is a ring of version" in run.stderr) == ((0, False) if is_of_this else (1, True))
+    again = open_ring(str(path), 9000, instance=INSTANCE).ring
+    assert [record.sequence for record, _ in drained(again)] == list(range(49, 70))
+    again.unmap()
+
+
+def test_setting_another_version_aside_where_there_is_no_space(sample: Sample, small_disk: Path) -> None:
+    path = small_disk / "ring"
+    content = of_version(sample.content, 2)
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"/ring\.new: No space left on device: expected a disk with"):
+        open_ring(str(path), 70_000)
+    assert (os.listdir(small_disk), path.read_bytes()) == (["ring"], content)
+
+
+# Other sizes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("when_full", WhenFull)
@@ -652,7 +812,7 @@ def test_whoever_salvages_is_told_by_its_process(
 
 SALVAGE = """
 import os, signal, sys
-from agent import ring_recovery
+from agent import ring_file, ring_recovery
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 def after(real):

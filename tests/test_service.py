@@ -68,9 +68,9 @@ def test_install_once_and_undo_all(root: Path, install: Change, uninstall: Chang
     before = files(root)
     done = install()
     assert done == [
+        "wrote /etc/hostprobe/hostprobe.toml",
         "wrote /etc/sysusers.d/hostprobe.conf",
         "made the user hostprobe",
-        "wrote /etc/hostprobe/hostprobe.toml",
         "wrote /etc/systemd/system/hostprobe.service",
         "enabled hostprobe.service",
         "systemd doesn't run here: the service starts with the host",
@@ -83,7 +83,7 @@ def test_install_once_and_undo_all(root: Path, install: Change, uninstall: Chang
     config = load(str(root / CONFIGURATION), environment={})
     assert (config.template, config.sinks["main"].type) == ("standard", "file")
     assert install() == []
-    assert uninstall()[-1] == "removed the user hostprobe"
+    assert uninstall()[-2:] == ["removed the user hostprobe", "removed /etc/sysusers.d/hostprobe.conf"]
     shadows = {f"etc/{name}{end}" for name in ("passwd", "group", "shadow", "gshadow") for end in ("", "-")}
     assert files(root) - before <= {*shadows, "etc/.pwd.lock"}
     assert "hostprobe" not in (root / "etc/passwd").read_text()
@@ -101,7 +101,7 @@ def test_what_somebody_edited_stays_unless_purged(root: Path, install: Change, u
     assert done[-1] == "left /etc/hostprobe, /var/lib/hostprobe: --purge removes them"
     assert (root / CONFIGURATION).read_text() == 'template = "minimal"\n'
     assert "\nhostprobe:" in (root / "etc/passwd").read_text()  # whose the ring is
-    assert uninstall(purge=True)[-1] == "removed the user hostprobe"
+    assert uninstall(purge=True)[-2] == "removed the user hostprobe"
     assert not (root / "etc/hostprobe").exists()
     assert not (root / "var/lib/hostprobe").exists()
 
@@ -124,15 +124,33 @@ def test_the_unit_of_somebody_else_is_left_alone(root: Path, install: Change, un
     packaged = root / "usr/lib/systemd/system"
     packaged.mkdir(parents=True)
     (packaged / "hostprobe.service").write_text("[Service]\n")
-    with pytest.raises(UsageError, match="it is a package's: expected a host without the package"):
-        install()
+    for change in (install, lambda: uninstall(purge=True)):
+        with pytest.raises(UsageError, match="it is a package's: expected a host without the package"):
+            change()
     assert (root / UNIT).read_text() == "[Service]\n"
     assert not (root / "etc/hostprobe").exists()
 
 
-def test_a_file_system_that_can_not_be_written_is_one_line(root: Path, install: Change) -> None:
-    (root / "etc/sysusers.d").write_text("")
-    with pytest.raises(HostprobeError, match=r"/etc/sysusers\.d/hostprobe\.conf: Not a directory"):
+@needs_sysusers
+@pytest.mark.parametrize("own", ["user", "sysusers"])
+def test_a_user_that_was_there_before_stays(root: Path, install: Change, uninstall: Change, own: str) -> None:
+    sysusers = root / "etc/sysusers.d/hostprobe.conf"
+    if own == "user":
+        with (root / "etc/passwd").open("a") as file:
+            file.write("hostprobe:x:1500:1500::/home/hostprobe:/bin/bash\n")
+    else:
+        sysusers.parent.mkdir()
+        sysusers.write_text("u hostprobe 1500\n")
+    install()
+    uninstall(purge=True)
+    assert "\nhostprobe:" in (root / "etc/passwd").read_text()
+    assert sysusers.exists() == (own == "sysusers")
+
+
+@pytest.mark.parametrize("place", ["etc/hostprobe", "etc/systemd"])
+def test_a_place_that_can_not_be_written_is_one_line(root: Path, install: Change, place: str) -> None:
+    (root / place).write_text("")
+    with pytest.raises(HostprobeError, match=rf"/{place}[^ ]*: "):
         install()
 
 

@@ -561,7 +561,7 @@ def test_a_file_keeps_what_was_not_delivered_for_the_next_one(
     finish(first, clock, 3600)
     assert first.frames == (2, 0, 7)
     assert given_up(first) == {}
-    assert len(first._sink.batches) == 1  # type: ignore[attr-defined]  # the file has it: no reason to wait
+    assert len(first.sink.batches) == 1  # type: ignore[attr-defined]  # the file has it: no reason to wait
     events(capsys)
     sink = ScriptedSink()
     second = opened(sink, Clock(), path=tmp_path / "ring", records=5)

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from agent.errors import HostprobeError, UsageError
@@ -21,6 +22,8 @@ _MARK = "# Written by `hostprobe service install`, and removed by `hostprobe ser
 _PACKAGED_UNITS = ("/usr/lib/systemd/system", "/lib/systemd/system")
 # What the unit hides or the user can't enter.
 _HIDDEN = ("/root", "/run/user", "/tmp", "/var/tmp")
+_SYSUSERS = "/etc/sysusers.d/hostprobe.conf"
+_WANTS = "/etc/systemd/system/multi-user.target.wants"
 _DATA = ("/var/lib/hostprobe", "/var/log/hostprobe")
 _CONFIGURATION = """\
 # What hostprobe collects on this host and where it sends it. `hostprobe check` says whether it is good,
@@ -63,31 +66,24 @@ class Installation:
             HostprobeError: a program that it takes has failed.
         """
         self._demand_root()
-        for folder in _PACKAGED_UNITS:
-            if os.path.exists(self._path(f"{folder}/{UNIT}")):
-                raise UsageError(f"{folder}/{UNIT}: it is a package's", "a host without the package")
+        self._demand_no_package()
         program = self._program or _own_program()
         unit = _MARK + _shipped(UNIT).replace("/usr/bin/hostprobe", program)
         place = f"/etc/systemd/system/{UNIT}"
         before = self._read(place)
         if before is not None and not before.startswith(_MARK):
             raise UsageError(f"{place}: somebody else has written it", "no such file, or that of an earlier install")
-        self._write("/etc/sysusers.d/hostprobe.conf", _MARK + _shipped("hostprobe.sysusers"))
-        self._add_user()
         if self._read("/etc/hostprobe/hostprobe.toml") is None:
             self._write("/etc/hostprobe/hostprobe.toml", _CONFIGURATION)
         self._make_folder("/etc/hostprobe/conf.d")
+        self._add_user()
         is_new = self._write(place, unit)
-        link = f"/etc/systemd/system/multi-user.target.wants/{UNIT}"
-        if not os.path.islink(self._path(link)):
-            self._make_folder(os.path.dirname(link))
-            os.symlink(place, self._path(link))
-            self.done.append(f"enabled {UNIT}")
+        self._enable(place)
         if self._runs_here:
             if is_new:
                 _run("systemctl", "daemon-reload")
-            if not _is_active():
-                _run("systemctl", "start", UNIT)
+            if is_new or not _is_active():
+                _run("systemctl", "restart", UNIT)
                 self.done.append(f"started {UNIT}")
         elif self.done:
             self.done.append("systemd doesn't run here: the service starts with the host")
@@ -103,6 +99,7 @@ class Installation:
             HostprobeError: a program that it takes has failed.
         """
         self._demand_root()
+        self._demand_no_package()
         place = f"/etc/systemd/system/{UNIT}"
         unit = self._read(place)
         if unit is not None and not unit.startswith(_MARK):
@@ -110,7 +107,8 @@ class Installation:
         if unit is not None and self._runs_here and _is_active():
             _run("systemctl", "stop", UNIT)
             self.done.append(f"stopped {UNIT}")
-        self._remove(f"/etc/systemd/system/multi-user.target.wants/{UNIT}", told=False)
+        if unit is not None:
+            self._remove(f"{_WANTS}/{UNIT}", told=False)
         self._remove(place)
         if unit is not None and self._runs_here:
             _run("systemctl", "daemon-reload")
@@ -121,13 +119,29 @@ class Installation:
         left = [folder for folder in ("/etc/hostprobe", *_DATA) if os.path.exists(self._path(folder))]
         if left and self.done:
             self.done.append(f"left {', '.join(left)}: --purge removes them")
-        if self._read("/etc/sysusers.d/hostprobe.conf") is not None and not any(folder in left for folder in _DATA):
-            self._remove("/etc/sysusers.d/hostprobe.conf")
+        if (self._read(_SYSUSERS) or "").startswith(_MARK) and not any(folder in left for folder in _DATA):
             self._remove_user()
+            self._remove(_SYSUSERS)
 
     def _demand_root(self) -> None:
         if self._root == "/" and os.geteuid() != 0:
             raise UsageError("service: it writes to /etc and makes a user", "to be run by root")
+
+    def _demand_no_package(self) -> None:
+        for folder in _PACKAGED_UNITS:
+            if os.path.exists(self._path(f"{folder}/{UNIT}")):
+                raise UsageError(f"{folder}/{UNIT}: it is a package's", "a host without the package")
+
+    def _enable(self, place: str) -> None:
+        link = self._path(f"{_WANTS}/{UNIT}")
+        if os.path.islink(link):
+            return
+        self._make_folder(_WANTS)
+        try:
+            os.symlink(place, link)
+        except OSError as error:
+            raise HostprobeError(f"{_WANTS}/{UNIT}: {error.strerror}") from None
+        self.done.append(f"enabled {UNIT}")
 
     def _path(self, place: str) -> str:
         return os.path.join(self._root, place.lstrip("/"))
@@ -176,20 +190,28 @@ class Installation:
     def _remove_folder(self, place: str, whole: bool) -> None:
         """Removes a directory that is empty, or whatever is in it."""
         path = self._path(place)
-        if whole and os.path.isdir(path) and os.listdir(path):
-            shutil.rmtree(path)
-            self.done.append(f"removed {place}")
-            return
         try:
-            os.rmdir(path)
-        except OSError:  # not there, or not empty
-            return
+            if os.path.islink(path):  # where it leads to is somebody else's
+                if not whole:
+                    return
+                os.unlink(path)
+            elif whole and os.path.isdir(path) and os.listdir(path):
+                shutil.rmtree(path)
+            else:
+                with suppress(OSError):  # not there, or not empty
+                    os.rmdir(path)
+                return
+        except OSError as error:
+            raise HostprobeError(f"{place}: {error.strerror}") from None
+        self.done.append(f"removed {place}")
 
     def _add_user(self) -> None:
+        """Makes the user, unless somebody has; only then there is a file of ours that says who it is."""
         if self._has_user():
             return
-        root = () if self._root == "/" else (f"--root={self._root}",)
-        _run("systemd-sysusers", *root, self._path("/etc/sysusers.d/hostprobe.conf") if not root else "hostprobe.conf")
+        if self._read(_SYSUSERS) is None:
+            self._write(_SYSUSERS, _MARK + _shipped("hostprobe.sysusers"))
+        _run("systemd-sysusers", *(() if self._root == "/" else (f"--root={self._root}",)), os.path.basename(_SYSUSERS))
         self.done.append(f"made the user {USER}")
 
     def _remove_user(self) -> None:

@@ -100,6 +100,18 @@ class SinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise ValueError(f'names: "hostprobe" with format {self.format}')
 
 
+def owned(settings: SinkSettings) -> dict[tuple[str, ...], str]:
+    """What a sink must have for itself, by its key: a file that two rotate, or an address that two listen on."""
+    files: dict[tuple[str, ...], str] = {}
+    if settings.buffer.path:
+        files["buffer", "path"] = settings.buffer.path
+    if settings.type == "file":
+        files[("path",)] = str(getattr(settings, "path", ""))
+    if settings.type == "prometheus":
+        files[("address",)] = str(getattr(settings, "address", ""))
+    return files
+
+
 class Sink(Protocol):
     """Delivers payloads, called by one thread of the exporter only.
 

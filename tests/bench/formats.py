@@ -23,6 +23,7 @@ from agent.frame import Frame
 from agent.logs import Log
 from agent.pool import Buffer
 from agent.serializers.formats import FORMATS
+from agent.serializers.rows import counters_of, gauges_of
 
 
 def fresh(frame: Frame) -> dict[str, Any]:
@@ -41,9 +42,7 @@ def fresh(frame: Frame) -> dict[str, Any]:
                     strict=True,
                 )
             )
-            for labels, counters, gauges in zip(
-                table.labels, table.counters.tolist(), table.gauges.tolist(), strict=True
-            )
+            for labels, counters, gauges in zip(table.labels, counters_of(table), gauges_of(table), strict=True)
         ]
         document[name] = rows if spec.labels else rows[0]
     return document
