@@ -100,7 +100,7 @@ class JsonSerializer:
         counts, whole_gauges, times, gauges = layout.places
         counters: list[int | None] = side.counters.take(counts).tolist()
         parts_of_units: list[int | None] = side.counters.take(times).tolist()
-        if not any(not table.complete for table in shown):
+        if all(table.complete for table in shown):
             seconds: Iterable[float | None] = map(truediv, parts_of_units, layout.pers)
         else:
             _forget(counters, side.unknown.take(counts))

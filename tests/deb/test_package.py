@@ -270,6 +270,13 @@ def test_who_has_disabled_it_is_left_alone_by_an_upgrade(host: BootedDebian, new
     host.run("systemctl", "enable", "--now", "hostprobe")
 
 
+def test_installed_again_after_a_removal_it_runs(host: BootedDebian, newer: Path) -> None:
+    host.run("systemctl", "enable", "hostprobe")
+    host.run("dpkg", "--remove", "hostprobe")
+    host.install(newer)
+    assert host.service("ActiveState") == "active"
+
+
 def test_removed_it_stops_and_keeps_what_is_the_administrator_s(host: BootedDebian) -> None:
     host.run("dpkg", "--remove", "hostprobe")
     assert host.service("ActiveState") in ("inactive", "failed")
