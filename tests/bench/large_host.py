@@ -179,7 +179,7 @@ def needs(work: Cycles) -> tuple[dict[str, int], int]:
 def renew(work: Cycles, has_pools: bool, is_presized: bool, rows: Mapping[str, int], size: int) -> None:
     """Gives it a new frame and new buffers."""
     cycle = work.agent.cycle
-    specs = [sized(spec, rows.get(spec.name, 1) if is_presized else 1) for spec in work.agent._specs]
+    specs = [sized(spec, rows.get(spec.name, 1) if is_presized else 1) for spec in work.agent._what.specs]
     cycle.frame = Frame(specs) if has_pools else Unkept(specs)
     cycle.buffers = Pool(partial(Buffer, size + size // 8), BUFFER_KEEP_BYTES) if is_presized else buffer_pool()
     if not has_pools:

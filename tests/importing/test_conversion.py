@@ -139,7 +139,7 @@ def error(path: str, kind: str | None = None) -> str:
     ids=range(9),
 )
 def test_long_files_come_to_an_end(text: str, tmp_path: Path) -> None:
-    Result(tmp_path, text)
+    assert Result(tmp_path, text).config.sinks
 
 
 def test_a_process_of_its_own_prints_it_and_no_more() -> None:

@@ -112,7 +112,9 @@ def test_any_text_is_a_pattern_or_unlike_one(text: str) -> None:
         texts = from_regular_expression(text).texts
     except UnlikeError:
         return
-    NameFilter(texts).keeps("a")
+    assert texts
+    assert all(texts)
+    assert NameFilter(texts).keeps("a") in (True, False)  # they are patterns that the agent takes
 
 
 def test_ignorelists_have_names_and_expressions() -> None:

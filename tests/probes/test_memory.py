@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -127,7 +128,8 @@ def test_memory_is_the_kernels_to_the_digit(collect: Collect) -> None:
 
 def test_counters_lie_between_two_of_the_kernels(collect: Collect) -> None:
     before = vmstat()
-    assert len(bytearray(b"x" * (8 << 20))) == 8 << 20  # fresh pages: faults are sure to come
+    with mmap.mmap(-1, 8 << 20) as fresh:  # pages that nobody has touched: faults are sure to come
+        fresh.write(b"x" * len(fresh))
     frame = collect(MemoryProbe)
     after = vmstat()
     swap, paging = only_row(frame, "swap"), only_row(frame, "paging")
