@@ -1,6 +1,6 @@
 """What a cycle costs: against the same sources read raw, and against psutil with json.dumps.
 
-    python tests/bench/cycle.py [--cycles N] [--template NAME]
+    python tests/bench/cycle.py [--cycles N] [--template NAME] [--changing]
 
 Both sides of a ratio run in turns in one process; figures are medians of the turns.
 """
@@ -29,6 +29,9 @@ from agent.bench.floor import RawReader, first_cycle, together  # noqa: E402
 from agent.delivery import Drop  # noqa: E402
 from agent.frame import Frame  # noqa: E402
 from agent.logs import Log  # noqa: E402
+from probes.pressure import PressureProbe  # noqa: E402
+from probes.procfs import KeyedText  # noqa: E402
+from probes.rows import RowReader  # noqa: E402
 
 Work = Callable[[], object]
 
@@ -88,6 +91,18 @@ def steady_state(agent: Agent, cycles: int) -> None:
     )
 
 
+def parse_always() -> None:
+    """As on a host where every file says something else in each cycle."""
+    collect = PressureProbe.collect
+
+    def without_memory(probe: PressureProbe, frame: Frame) -> None:
+        probe._parsed = {}
+        collect(probe, frame)
+
+    KeyedText.pick, RowReader.parse = KeyedText._picked, RowReader._parsed
+    PressureProbe.collect = without_memory
+
+
 def apart(agent: Agent) -> None:
     """Each part in a loop of its own, where the CPU's caches hold what it needs."""
     cycle, sources = agent.cycle, first_cycle(agent)
@@ -126,7 +141,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=10_000)
     parser.add_argument("--template", default="standard")
+    parser.add_argument("--changing", action="store_true", help="parse texts also where they are those of before")
     arguments = parser.parse_args()
+    if arguments.changing:
+        parse_always()
     sinks = {"--bench": {"sinks": {"main": {"type": "file", "path": os.devnull}}}}
     agent = Agent(config.load(template=arguments.template, overrides=sinks, environment={}), Log())
     agent.exporter.open()
