@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+_ERROR = "<3>"  # a line's priority in the journal, sd-daemon(3)
 
 
 def complain(why: object) -> None:
     """One line on stderr."""
     if sys.stderr is not None:  # where descriptor 2 is closed, print() would take stdout
-        print(f"hostprobe: {why}", file=sys.stderr)
+        print(f"{_ERROR if is_journal() else ''}hostprobe: {why}", file=sys.stderr)
+
+
+def is_journal() -> bool:
+    """Whether stderr is journald's stream: systemd names its device and inode, systemd.exec(5)."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 class HostprobeError(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import threading
 import time
@@ -12,6 +11,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
+
+from agent.errors import is_journal
 
 LEVELS = ("debug", "info", "warning", "error")
 _PRIORITIES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>"}  # sd-daemon(3)
@@ -225,7 +226,7 @@ class Log:
             getattr(self._structlog, level)(event, **fields)
             return
         line = msgspec.json.encode({**_encodable(fields), "event": event, "level": level}, enc_hook=str).decode()
-        print(f"{_PRIORITIES[level] if _is_journal() else ''}{line}", file=sys.stderr, flush=True)
+        print(f"{_PRIORITIES[level] if is_journal() else ''}{line}", file=sys.stderr, flush=True)
 
 
 class Episode:
@@ -271,22 +272,13 @@ def _encodable(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_journal() -> bool:
-    """Whether stderr is journald's stream: systemd names its device and inode, systemd.exec(5)."""
-    try:
-        status = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError):
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
 def _structlog(format: str) -> Any:
     """structlog's logger; None while it can't be imported, as when no file can be opened any more."""
     try:
         import structlog
     except (ImportError, OSError):
         return None
-    journal, terminal = _is_journal(), sys.stderr.isatty()
+    journal, terminal = is_journal(), sys.stderr.isatty()
     processors: list[Any] = [structlog.processors.add_log_level]
     if not journal or format != "auto":  # the journal has a time of its own
         processors.append(structlog.processors.TimeStamper(fmt="iso", utc=True))

@@ -147,6 +147,17 @@ def test_where_it_is(configured: str, given: dict[str, str], expected: str) -> N
     assert control_path(configured, given) == expected
 
 
+def test_a_place_where_no_socket_can_be_is_found_out_before(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place, fault in (
+        (tmp_path / "no/x.sock", "its directory is absent"),
+        (tmp_path / "file", "something else is there"),
+        (tmp_path / ("x" * 108), "longer than 107 bytes"),
+    ):
+        told = environment(HOSTPROBE__AGENT__CONTROL_SOCKET=str(place))
+        assert usage_error("check", env=told) == f"{place}: {fault}: expected a place for a control socket"
+
+
 def test_an_agent_tells_how_it_does(path: str, tmp_path: Path, agents: list[subprocess.Popen[bytes]]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         dead = server.getsockname()[1]

@@ -419,7 +419,15 @@ for level in LEVELS: getattr(log, level)("something", sink="main", reason="two\\
 PREFIXES = ["<7>", "<6>", "<4>", "<3>"]
 
 
-def written(format: str, is_socket: bool, without_structlog: bool = False, shift: int = 0) -> list[str]:
+COMPLAINT = """
+from agent.errors import complain
+complain("wrong")
+"""
+
+
+def written(
+    format: str, is_socket: bool, without_structlog: bool = False, shift: int = 0, program: str = EVERY_LEVEL
+) -> list[str]:
     """What a child writes whose $JOURNAL_STREAM is its stderr, or an inode beside it."""
     if is_socket:
         reader, writer = (end.detach() for end in socket.socketpair())
@@ -428,12 +436,18 @@ def written(format: str, is_socket: bool, without_structlog: bool = False, shift
     try:
         status = os.fstat(writer)
         journal = environment(JOURNAL_STREAM=f"{status.st_dev}:{status.st_ino + shift}")
-        command = [sys.executable, "-c", EVERY_LEVEL, format, "x" * without_structlog]
+        command = [sys.executable, "-c", program, format, "x" * without_structlog]
         subprocess.run(command, stderr=writer, env=journal, cwd=HERE, timeout=60, check=True)
         return os.read(reader, 1 << 16).decode().splitlines()
     finally:
         os.close(reader)
         os.close(writer)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no journal")
+@pytest.mark.parametrize(("shift", "line"), [(0, "<3>hostprobe: wrong"), (1, "hostprobe: wrong")])
+def test_what_ends_the_agent_is_an_error_in_the_journal(shift: int, line: str) -> None:
+    assert written("auto", is_socket=True, shift=shift, program=COMPLAINT) == [line]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no journal")

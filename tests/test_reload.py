@@ -181,21 +181,6 @@ def test_tags_and_host_name_and_interval_change_without_a_new_run(running: Runni
     assert [line["sequence"] for line in lines] == list(range(1, len(lines) + 1))
 
 
-def test_another_root_is_read_from_then_on(running: Running) -> None:
-    running.write()
-    running.start()
-    running.until_line(lambda line: line["sequence"] >= 3)
-    running.config.write_text(
-        f'[agent]\ninterval = "10ms"\nalign = false\nroot = "{saved_host("vm")}"\n'
-        f'[sinks.main]\ntype = "file"\npath = "{running.out}"\n'
-    )
-    running.reload()
-    boots = int((saved_host("vm") / "proc/stat").read_text().partition("btime ")[2].split()[0])
-    running.until_line(lambda line: line["host_table"]["boot_time_unix_seconds"] == boots)
-    assert os.path.exists(f"/proc/{running.process.pid}")
-    running.stop()
-
-
 def test_a_sink_that_hangs_is_exchanged_and_its_frames_go_to_the_next(running: Running) -> None:
     """Its thread is still delivering when its time is up; its ring is in a file."""
     ring = f'buffer.path = "{running.folder}/ring"\n'
