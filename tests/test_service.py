@@ -78,6 +78,7 @@ def test_install_once_and_undo_all(root: Path, install: Change, uninstall: Chang
     unit = (root / UNIT).read_text()
     assert "\nExecStart=/opt/hostprobe/bin/hostprobe run\n" in unit
     assert "/usr/bin/hostprobe" not in unit
+    assert "man:" not in unit
     assert os.readlink(root / "etc/systemd/system/multi-user.target.wants/hostprobe.service") == f"/{UNIT}"
     assert "\nhostprobe:" in (root / "etc/passwd").read_text()
     config = load(str(root / CONFIGURATION), environment={})

@@ -22,6 +22,7 @@ _MARK = "# Written by `hostprobe service install`, and removed by `hostprobe ser
 _PACKAGED_UNITS = ("/usr/lib/systemd/system", "/lib/systemd/system")
 # What the unit hides or the user can't enter.
 _HIDDEN = ("/root", "/run/user", "/tmp", "/var/tmp")
+_MANUAL = "Documentation=man:hostprobe(1)\n"  # which only the package brings
 _SYSUSERS = "/etc/sysusers.d/hostprobe.conf"
 _WANTS = "/etc/systemd/system/multi-user.target.wants"
 _DATA = ("/var/lib/hostprobe", "/var/log/hostprobe")
@@ -68,7 +69,7 @@ class Installation:
         self._demand_root()
         self._demand_no_package()
         program = self._program or _own_program()
-        unit = _MARK + _shipped(UNIT).replace("/usr/bin/hostprobe", program)
+        unit = _MARK + _shipped(UNIT).replace("/usr/bin/hostprobe", program).replace(_MANUAL, "")
         place = f"/etc/systemd/system/{UNIT}"
         before = self._read(place)
         if before is not None and not before.startswith(_MARK):
